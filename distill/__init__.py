@@ -1,0 +1,1 @@
+"""Make the teacher smaller and teach the student (needs the ``build`` extra)."""

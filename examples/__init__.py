@@ -1,0 +1,1 @@
+"""Recipes a user can copy."""

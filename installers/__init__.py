@@ -1,0 +1,1 @@
+"""Desktop installers and OEM images (nothing here yet; see docs/architecture.md)."""

@@ -1,0 +1,1 @@
+"""Weight compression: schemes, codes, and the compressed-tensors writer."""

@@ -1,0 +1,1 @@
+"""Compile and run: graph writers, engines, devices, parity and bench."""
