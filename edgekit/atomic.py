@@ -1,0 +1,108 @@
+"""Output that is whole or absent: a temporary sibling, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import BadInputError, OutOfResourcesError
+
+PARTIAL = ".partial"
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory beside ``target`` that becomes ``target`` on success.
+
+    On any exception the temporary directory is removed. What a killed process left behind is
+    removed by the next attempt.
+
+    Raises:
+        BadInputError: ``target`` exists and ``replace`` is false, or cannot be written.
+        OutOfResourcesError: the disk is full.
+    """
+    if target.exists() and not replace:
+        raise BadInputError(f"{target} exists already; choose another directory or remove it first")
+    temporary = target.with_name(f".{target.name}{PARTIAL}")
+    with disk_errors(target):
+        shutil.rmtree(temporary, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            _sync_tree(temporary)
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+            sync_directory(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write below ``target`` into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutOfResourcesError(
+                f"{target}: no space left to write it; free some disk or choose another --out"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise BadInputError(
+                f"{target}: cannot be written ({os.strerror(error.errno)}); choose another --out"
+            ) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    with disk_errors(path):
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, two-space indent, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give ``target`` the bytes of ``source`` without using disk twice where links are possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names in ``path`` durable (a no-op where directories cannot be opened)."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(root: Path) -> None:
+    for path in root.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_directory(root)

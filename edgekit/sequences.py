@@ -1,0 +1,78 @@
+"""Token sequences with their domain: what calibration, capture and evaluation read.
+
+A file ``sequences.safetensors`` holds ``tokens`` int32 [total], ``offsets`` int64 [n + 1],
+``domain`` uint8 [n] (index into the metadata's ``domains``) and ``held_out`` uint8 [n].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import BadInputError
+from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
+
+FILE_NAME = "sequences.safetensors"
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """``tokens`` int32 [length]; ``domain`` a label such as "chat"; ``held_out`` for evaluation."""
+
+    tokens: NDArray[np.int32]
+    domain: str
+    held_out: bool
+
+
+def write_sequences(path: Path, sequences: Sequence[TokenSequence]) -> None:
+    """Write ``sequences`` to one file."""
+    domains = sorted({s.domain for s in sequences})
+    lengths = [len(s.tokens) for s in sequences]
+    arrays = {
+        "tokens": np.concatenate([np.asarray(s.tokens, np.int32) for s in sequences]),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "domain": np.array([domains.index(s.domain) for s in sequences], np.uint8),
+        "held_out": np.array([s.held_out for s in sequences], np.uint8),
+    }
+    kinds = {"tokens": "I32", "offsets": "I64", "domain": "U8", "held_out": "U8"}
+    layout = [TensorInfo(name, kinds[name], array.shape) for name, array in arrays.items()]
+    with TensorFileWriter(path, layout, {"domains": json.dumps(domains)}) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+
+
+def read_sequences(path: Path) -> list[TokenSequence]:
+    """Read a file written by :func:`write_sequences`.
+
+    Raises:
+        BadInputError: the file is damaged or of another kind.
+    """
+    with TensorFile(path) as file:
+        try:
+            domains = json.loads(file.metadata["domains"])
+            offsets = file.array("offsets")
+            tokens = file.array("tokens").copy()
+            labels = [domains[i] for i in file.array("domain")]
+            held_out = [bool(h) for h in file.array("held_out")]
+            bounds = list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
+        except (KeyError, IndexError, ValueError) as error:
+            raise BadInputError(f"{path}: not a file of token sequences; make it again") from error
+    return [
+        TokenSequence(tokens[begin:end], label, held)
+        for (begin, end), label, held in zip(bounds, labels, held_out, strict=True)
+    ]
+
+
+def sequences_digest(sequences: Sequence[TokenSequence]) -> str:
+    """sha256 over tokens, domains and splits, in order."""
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(f"{sequence.domain}\0{sequence.held_out}\0{len(sequence.tokens)}\0".encode())
+        digest.update(np.ascontiguousarray(sequence.tokens, np.int32).tobytes())
+    return digest.hexdigest()

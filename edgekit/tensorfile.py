@@ -1,0 +1,269 @@
+"""Safetensors files read in place and written in a chosen order.
+
+Every runtime reads the weights file by offset, so edgekit needs what the ``safetensors`` package
+does not give: absolute offsets, and a writer that lays tensors out in the order it is told (all
+experts of one projection side by side) while holding one tensor in memory. The file format is the
+published one: eight bytes of little-endian header length, a JSON header, the tensors without gaps.
+The header is checked in full before anything is mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import BadInputError, EdgekitError
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors reference implementation
+DATA_ALIGNMENT = 64
+
+# safetensors dtype -> (bits per element, numpy dtype of the stored bytes)
+DTYPES: dict[str, tuple[int, str]] = {
+    "BOOL": (8, "?"),
+    "U8": (8, "u1"),
+    "I8": (8, "i1"),
+    "I16": (16, "<i2"),
+    "U16": (16, "<u2"),
+    "F16": (16, "<f2"),
+    "BF16": (16, "<u2"),
+    "I32": (32, "<i4"),
+    "U32": (32, "<u4"),
+    "F32": (32, "<f4"),
+    "I64": (64, "<i8"),
+    "U64": (64, "<u8"),
+    "F64": (64, "<f8"),
+    "F8_E4M3": (8, "u1"),
+    "F8_E5M2": (8, "u1"),
+}
+FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file: safetensors ``dtype``, ``shape``, absolute byte ``offset``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return int(np.prod(self.shape, dtype=object)) * DTYPES[self.dtype][0] // 8
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file.
+
+    Raises:
+        BadInputError: the file is missing, truncated, or its header is malformed, overlapping,
+            or points outside the file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise BadInputError(
+                    f"{path}: not a whole safetensors file (header of {length} bytes in a file of "
+                    f"{size}); download it again"
+                )
+            raw = file.read(length)
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    try:
+        header = json.loads(raw)
+        if not isinstance(header, dict):
+            raise ValueError("not an object")
+    except ValueError as error:  # covers UnicodeDecodeError and JSONDecodeError
+        raise BadInputError(
+            f"{path}: the safetensors header is not JSON; download the file again"
+        ) from error
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise BadInputError(f"{path}: __metadata__ is not an object; write the file again")
+    tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in header.items()}
+    _check_extent(path, tensors.values(), 8 + length, size)
+    return tensors, {str(k): str(v) for k, v in metadata.items()}
+
+
+def _tensor_info(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
+    def bad(what: str) -> BadInputError:
+        return BadInputError(f"{path}: tensor {name!r} {what}; download the file again")
+
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise bad("lacks dtype, shape or data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in DTYPES:
+        raise BadInputError(
+            f"{path}: tensor {name!r} has dtype {dtype!r}, which edgekit cannot read; "
+            "convert the checkpoint to bfloat16"
+        )
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [-1]
+    if len(offsets) != 2 or any(type(n) is not int or n < 0 for n in numbers):
+        raise bad("has a malformed shape or data_offsets")
+    info = TensorInfo(name, dtype, tuple(shape), base + offsets[0])
+    if offsets[1] - offsets[0] != info.nbytes:
+        raise bad(
+            f"of shape {list(shape)} and dtype {dtype} needs {info.nbytes} bytes but its "
+            f"data_offsets span {offsets[1] - offsets[0]}"
+        )
+    return info
+
+
+def _check_extent(path: Path, tensors: Iterable[TensorInfo], base: int, size: int) -> None:
+    end = base
+    for info in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
+        if info.offset != end:
+            kind = "overlaps its neighbour" if info.offset < end else "leaves a gap before it"
+            raise BadInputError(f"{path}: tensor {info.name!r} {kind}; download the file again")
+        end = info.offset + info.nbytes
+    if end != size:
+        what = "truncated" if end > size else "followed by stray bytes"
+        raise BadInputError(
+            f"{path}: the tensors end at byte {end} but the file has {size} ({what}); "
+            "download the file again"
+        )
+
+
+class TensorFile:
+    """A safetensors file mapped into memory, read only.
+
+    ``array`` returns views of the map: keep the file open while they are used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors, self.metadata = read_header(path)
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the file; a view that is still alive keeps the map until it is freed."""
+        try:
+            self._map.close()
+        except BufferError:
+            pass  # numpy views are alive; the map goes when they go
+
+    def info(self, name: str) -> TensorInfo:
+        """The description of one tensor; ``BadInputError`` when it is absent."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise BadInputError(
+                f"{self.path}: tensor {name!r} is missing; the checkpoint is incomplete"
+            ) from None
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The tensor as stored, without a copy (bfloat16 as ``uint16``, float8 as ``uint8``)."""
+        info = self.info(name)
+        count = int(np.prod(info.shape, dtype=object))
+        flat = np.frombuffer(self._map, DTYPES[info.dtype][1], count, info.offset)
+        return flat.reshape(info.shape)
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """The tensor as float32: a copy unless it is stored as float32.
+
+        Raises:
+            BadInputError: the tensor is absent, of an integer type, or float8.
+        """
+        dtype = self.info(name).dtype
+        if dtype in FLOAT8:
+            raise BadInputError(
+                f"{self.path}: tensor {name!r} is {dtype}; float8 weights are not read yet, "
+                "convert the checkpoint to bfloat16 first"
+            )
+        if dtype == "BF16":
+            return (self.array(name).astype(np.uint32) << 16).view(np.float32)
+        if not dtype.startswith("F"):
+            raise BadInputError(
+                f"{self.path}: tensor {name!r} is {dtype}, a floating-point type was expected; "
+                "give the original, unquantized checkpoint"
+            )
+        return self.array(name).astype(np.float32, copy=False)
+
+
+class TensorFileWriter:
+    """Writes a safetensors file whose layout is decided first, one tensor at a time.
+
+    Tensors are stored in the order of ``layout``; the data begin at a multiple of 64 bytes.
+    ``write`` may be called in any order. Use it inside :func:`edgekit.atomic.atomic_directory`:
+    a file that was not closed is not valid.
+    """
+
+    def __init__(
+        self, path: Path, layout: Iterable[TensorInfo], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        position = 0
+        placed: list[TensorInfo] = []
+        for info in layout:
+            header[info.name] = {
+                "dtype": info.dtype,
+                "shape": list(info.shape),
+                "data_offsets": [position, position + info.nbytes],
+            }
+            placed.append(TensorInfo(info.name, info.dtype, info.shape, position))
+            position += info.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
+        base = 8 + len(text)
+        self.path = path
+        self.tensors = {
+            t.name: TensorInfo(t.name, t.dtype, t.shape, base + t.offset) for t in placed
+        }
+        if len(self.tensors) != len(placed):
+            raise EdgekitError(f"{path}: a tensor name occurs twice in the layout")
+        self._missing = set(self.tensors)
+        self._file = path.open("wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.truncate(base + position)
+
+    def __enter__(self) -> TensorFileWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if kind is None and self._missing:
+            names = ", ".join(sorted(self._missing)[:3])
+            raise EdgekitError(f"{self.path}: {len(self._missing)} tensors not written: {names}")
+
+    def write(self, name: str, values: NDArray[Any]) -> None:
+        """Write one tensor; float32 values are rounded to bfloat16 where the layout says BF16."""
+        info = self.tensors[name]
+        if info.dtype == "BF16" and values.dtype == np.float32:
+            values = float32_to_bfloat16(values)
+        if tuple(values.shape) != info.shape or values.nbytes != info.nbytes:
+            raise EdgekitError(
+                f"{self.path}: {name} is {values.dtype}{list(values.shape)}, the layout says "
+                f"{info.dtype}{list(info.shape)}"
+            )
+        self._file.seek(info.offset)
+        self._file.write(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
+        self._missing.discard(name)
+
+
+def float32_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round to nearest even, as hardware does; NaN stays NaN."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
