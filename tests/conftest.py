@@ -1,0 +1,136 @@
+"""Tiny checkpoints of every family, built from real Hugging Face config classes.
+
+Each fixture is a directory with seeded random weights and a byte-level BPE tokenizer of 512
+tokens with a ChatML template. Sizes divide by 32 and 64 so that every int4 group fits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+VOCAB_SIZE = 512
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TRAINING_TEXT = [
+    "The quick brown fox jumps over the lazy dog while the sun sets behind the hills.",
+    "def add(a, b):\n    return a + b\n\nprint(add(1, 2))",
+    "What is the capital of France? The capital of France is Paris.",
+    "一个小模型在个人电脑上运行，不需要网络。",
+]
+
+
+def write_tokenizer(directory: Path) -> None:
+    """A byte-level BPE tokenizer with ChatML special tokens 0, 1 and 2."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TRAINING_TEXT * 4, trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text(CHATML)
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": "<|im_start|>",
+                "eos_token": "<|im_end|>",
+                "pad_token": "<|im_end|>",
+                "unk_token": "<|endoftext|>",
+            }
+        )
+    )
+
+
+COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+FAMILY_OPTIONS: dict[str, dict[str, object]] = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": None, "tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "qwen3": {"tie_word_embeddings": True},
+    "mixtral": {"sliding_window": None, "tie_word_embeddings": True, **EXPERTS},
+    "qwen3_moe": {
+        "tie_word_embeddings": False,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+    },
+}
+
+
+def build_model(directory: Path, family: str, seed: int = 0, **options: object) -> Path:
+    """Write a random model of ``family``; ``options`` override its config."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    values = {**COMMON, **FAMILY_OPTIONS[family], **options}
+    config = AutoConfig.for_model(family, **values)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):  # ones and zeros would hide a swapped tensor
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_model("mixtral", num_local_experts=8)``: a directory, built once per options."""
+    cache: dict[str, Path] = {}
+
+    def make(family: str, seed: int = 0, **options: object) -> Path:
+        key = json.dumps([family, seed, options], sort_keys=True)
+        if key not in cache:
+            directory = tmp_path_factory.mktemp(family)
+            cache[key] = build_model(directory, family, seed, **options)
+        return cache[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_model: Callable[..., Path]) -> Path:
+    """A dense llama with a tied head."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_mixtral(tiny_model: Callable[..., Path]) -> Path:
+    """Four experts, top-2, tied head."""
+    return tiny_model("mixtral")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_moe(tiny_model: Callable[..., Path]) -> Path:
+    """Four experts, top-2, qk-norm, untied head."""
+    return tiny_model("qwen3_moe")
