@@ -1,7 +1,7 @@
 """The engine interface: a loaded variant on a device that turns messages into tokens.
 
 Engines are made by :func:`load_engine`; both runtimes share the tokenizer and chat template of
-:mod:`edgekit.runtimes.text`, so a prompt is the same token ids whichever runtime runs it.
+:mod:`edgekit.text`, so a prompt is the same token ids whichever runtime runs it.
 """
 
 from __future__ import annotations

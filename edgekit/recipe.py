@@ -1,0 +1,231 @@
+"""The recipe: one TOML file that says everything a build needs.
+
+Each section is a strict pydantic model and is handed as it stands to the step it configures. An
+unknown key is an error that names its nearest neighbour.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.fields import FieldInfo
+
+from edgekit.errors import BadInputError
+from edgekit.scheme import SCHEMES
+
+DOMAINS = ("chat", "prose", "code", "math", "tools", "chinese")
+Domain = Literal["chat", "prose", "code", "math", "tools", "chinese"]
+Trainable = Literal["router", "norms", "attention", "experts", "mlp", "embedding", "all"]
+Target = Literal["openvino-cpu", "openvino-gpu", "openvino-npu", "onnx-cpu", "onnx-dml"]
+SchemeName = Literal["none", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-channel"]
+assert SCHEMES == SchemeName.__args__  # type: ignore[attr-defined]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of every table of a recipe: strict about keys and types, and immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TeacherSection(Section):
+    """``[teacher]``: the model that the student must resemble."""
+
+    model: str = Field(min_length=1, description="directory, hf://owner/name, x.gguf, package:NAME")
+    license: str = Field("", description="SPDX identifier, copied into the pack's manifest")
+
+
+class StudentSection(Section):
+    """``[student]``: a given student instead of the shrunk teacher, e.g. a dense one for an NPU.
+
+    Its tokenizer must be the teacher's.
+    """
+
+    model: str = Field(min_length=1, description="same forms as teacher.model")
+
+
+class DataSection(Section):
+    """``[data]``: text for calibration, distillation and evaluation."""
+
+    files: tuple[str, ...] = Field(
+        (), description=".txt, .jsonl or .parquet; empty: prompts continued by the teacher"
+    )
+    domains: tuple[Domain, ...] = Field(DOMAINS, min_length=1, description="prompt domains")
+    tokens: int = Field(8192, ge=64, le=10**10, description="tokens for calibration and training")
+    held_out_tokens: int = Field(2048, ge=32, le=10**8, description="tokens for evaluation only")
+    sequence_length: int = Field(256, ge=16, le=131_072, description="tokens per sequence")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class ShrinkSection(Section):
+    """``[shrink]``: fewer experts."""
+
+    keep: Fraction = Field(description="fraction of the experts of each layer that stays")
+    criterion: Literal["reap", "frequency", "random"] = Field(
+        "reap", description="reap: gate x output norm (arXiv 2510.13999); frequency; random"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of the criterion random")
+
+
+class DistillSection(Section):
+    """``[distill]``: healing by KL to the teacher's cached logits."""
+
+    steps: int = Field(ge=0, le=10**7)
+    batch_tokens: int = Field(1024, ge=16, le=10**7, description="tokens per optimizer step")
+    learning_rate: float = Field(1e-4, gt=0, le=1, allow_inf_nan=False)
+    top_k: int = Field(64, ge=1, le=4096, description="teacher logits kept per position")
+    temperature: float = Field(1.0, gt=0.05, le=20, allow_inf_nan=False)
+    trainable: tuple[Trainable, ...] = Field(
+        ("router", "norms", "attention"), min_length=1, description="what is trained"
+    )
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class QuantizeSection(Section):
+    """``[quantize]``: the weights' format."""
+
+    scheme: SchemeName = Field("int4-g64", description="none keeps float16")
+    method: Literal["mse", "rtn"] = Field("mse", description="mse searches each group's scale")
+
+
+class TargetSection(Section):
+    """``[[targets]]``: a runtime and a device that must run the pack."""
+
+    name: Target
+    context: int = Field(2048, ge=64, le=1 << 20, description="prompt and answer, in tokens")
+
+
+class GatesSection(Section):
+    """``[gates]``: measured conditions; a missed one stops the build with exit code 3."""
+
+    max_kl: float | None = Field(None, gt=0, allow_inf_nan=False, description="nats per token")
+    min_top1_agreement: Fraction | None = None
+    max_perplexity_ratio: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="student / teacher"
+    )
+    min_tokens_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
+    max_time_to_first_token_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
+    max_size_mb: float | None = Field(None, gt=0, allow_inf_nan=False, description="MB of 10^6 B")
+
+
+class PackSection(Section):
+    """``[pack]``: the name under which the result ships."""
+
+    name: Identifier
+    version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+([-+][0-9A-Za-z.-]+)?$")] = (
+        "0.1.0"
+    )
+    license: str = Field("", description="SPDX identifier; empty: the teacher's")
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    teacher: TeacherSection
+    student: StudentSection | None = None
+    data: DataSection = DataSection()  # type: ignore[call-arg]
+    shrink: ShrinkSection | None = None
+    distill: DistillSection | None = None
+    quantize: QuantizeSection = QuantizeSection()  # type: ignore[call-arg]
+    targets: tuple[TargetSection, ...] = Field(
+        (TargetSection(name="openvino-cpu"),), min_length=1  # type: ignore[call-arg]
+    )
+    gates: GatesSection = GatesSection()  # type: ignore[call-arg]
+    pack: PackSection
+
+    def to_toml(self) -> str:
+        """The resolved recipe, every default spelled out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def digest(self) -> str:
+        """sha256 of the resolved recipe."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises:
+        BadInputError: the file is missing, not TOML, or a table, key or value is wrong; the
+            sentence names file, table and key.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:  # covers TOMLDecodeError and UnicodeDecodeError
+        raise BadInputError(f"{path}: not valid TOML ({error}); correct it") from error
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
+    """Check a recipe given as a dictionary; ``source`` names it in errors."""
+    try:
+        recipe = Recipe.model_validate(_tuples(values))
+    except ValidationError as error:
+        raise BadInputError(_sentence(error, source)) from None
+    names = [target.name for target in recipe.targets]
+    if len(set(names)) != len(names):
+        raise BadInputError(f"{source}: [[targets]] names a target twice; remove one")
+    if recipe.student and recipe.shrink:
+        raise BadInputError(
+            f"{source}: [student] and [shrink] exclude each other: the student is either given or "
+            "the shrunk teacher; remove one"
+        )
+    return recipe
+
+
+def _tuples(value: Any) -> Any:
+    """TOML arrays as tuples, which strict validation of immutable fields wants."""
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _tuples(v) for key, v in value.items()}
+    return value
+
+
+def _sentence(error: ValidationError, source: str) -> str:
+    errors = error.errors(include_url=False)
+    # a misspelt key also leaves the right one missing: report the cause
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    location = first["loc"]
+    table = ".".join(str(part) for part in location[:-1])
+    where = f"{source}: [{table}] {location[-1]}" if table else f"{source}: {location[-1]}"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_nearest(location)}; see docs/recipe.md for all keys"
+    if first["type"] == "missing":
+        kind = "table" if len(location) == 1 else "key"
+        return f"{where}: this {kind} is missing; add it"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where}: {message}, got {first['input']!r}; correct it"
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    fields: dict[str, FieldInfo] = Recipe.model_fields
+    for part in location[:-1]:
+        if isinstance(part, str):
+            fields = SECTIONS[part].model_fields
+    close = difflib.get_close_matches(str(location[-1]), fields, n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(fields)})"
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "teacher": TeacherSection,
+    "student": StudentSection,
+    "data": DataSection,
+    "shrink": ShrinkSection,
+    "distill": DistillSection,
+    "quantize": QuantizeSection,
+    "targets": TargetSection,
+    "gates": GatesSection,
+    "pack": PackSection,
+}

@@ -1,0 +1,174 @@
+"""Text to token ids and back: ``tokenizer.json`` and the chat template, without transformers.
+
+Both runtimes are given token ids made here, so a prompt is the same whichever runtime runs it.
+Special tokens take effect only where the chat template writes them: a message that contains
+``<|im_end|>`` is text and cannot end its own turn.
+"""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from edgekit.checkpoint import read_json
+from edgekit.errors import BadInputError
+
+TOKENIZER = "tokenizer.json"
+
+
+class ChatTokenizer:
+    """The tokenizer of a checkpoint or variant directory.
+
+    Attributes:
+        end_tokens: token ids that end an answer.
+        has_template: whether the model has a chat template.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / TOKENIZER
+        if not path.is_file():
+            raise BadInputError(
+                f"{path} is missing; copy the tokenizer files of the original model there"
+            )
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
+            raise BadInputError(
+                f"{path}: not a tokenizer that `tokenizers` reads ({error}); download it again"
+            ) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._directory = directory
+        settings = _optional_json(directory / "tokenizer_config.json")
+        self._special = {
+            key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")
+        }
+        self._template_source = _template_source(directory, settings)
+        self._template = self._compile(self._template_source) if self._template_source else None
+        self.end_tokens = self._find_end_tokens()
+        self.special_tokens = frozenset(
+            i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special
+        )
+
+    @property
+    def has_template(self) -> bool:
+        """Whether messages can be rendered."""
+        return self._template is not None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """Token ids of ``text``; special tokens written in it count only if allowed."""
+        self._tokenizer.encode_special_tokens = not allow_special
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
+        """Text of token ids."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special)
+
+    def render(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as the model was trained to see it.
+
+        Raises:
+            BadInputError: there is no chat template, or it refuses the messages.
+        """
+        if self._template is None:
+            raise BadInputError(
+                f"{self._directory}: no chat template (chat_template.jinja); add one, or give the "
+                "instruction-tuned checkpoint"
+            )
+        try:
+            return self._template.render(
+                messages=[dict(m) for m in messages],
+                add_generation_prompt=add_generation_prompt,
+                **self._special,
+            )
+        except jinja2.TemplateError as error:
+            raise BadInputError(
+                f"{self._directory}: the chat template refused the messages ({error}); check "
+                "roles and their order"
+            ) from error
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, ready to be answered.
+
+        Each content is rendered as a unique placeholder and encoded as plain text where the
+        placeholder stands, so only the template can write special tokens.
+        """
+        marks = [f"\ue000{secrets.token_hex(8)}\ue001" for _ in messages]
+        if not any("<" in m["content"] or self._has_special(m["content"]) for m in messages):
+            return self.encode(self.render(messages), allow_special=True)
+        marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
+        rest, tokens = self.render(marked), []
+        for message, mark in zip(messages, marks, strict=True):
+            before, found, after = rest.partition(mark)
+            if not found:  # the template drops or rewrites this message; trust its text
+                return self.encode(self.render(messages), allow_special=True)
+            tokens += self.encode(before, allow_special=True)
+            tokens += self.encode(message["content"])
+            rest = after
+        return tokens + self.encode(rest, allow_special=True)
+
+    def _has_special(self, text: str) -> bool:
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return any(token.content in text for token in added)
+
+    def _compile(self, source: str) -> jinja2.Template:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        try:
+            return environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise BadInputError(
+                f"{self._directory}: the chat template is not valid ({error}); download it again"
+            ) from error
+
+    def _find_end_tokens(self) -> frozenset[int]:
+        found: set[int] = set()
+        for name in ("generation_config.json", "config.json"):
+            value = _optional_json(self._directory / name).get("eos_token_id")
+            found.update(v for v in (value if isinstance(value, list) else [value])
+                         if isinstance(v, int))
+        eos = self._tokenizer.token_to_id(self._special["eos_token"])
+        if eos is not None:
+            found.add(eos)
+        return frozenset(found)
+
+
+def _template_source(directory: Path, settings: Mapping[str, Any]) -> str:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    value = settings.get("chat_template")
+    if isinstance(value, list):  # several named templates
+        named = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else ""
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _token_text(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,202 @@
+"""Write a quantized checkpoint: compressed-tensors ``pack-quantized``, one tensor at a time.
+
+The layout of the file is what the runtimes read in place (:mod:`edgekit.scheme`). The last tensor,
+``edgekit.constants``, is room for the small constants of the OpenVINO graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.architecture import Architecture, TensorSpec
+from edgekit.checkpoint import WEIGHTS, Checkpoint, copy_tokenizer
+from edgekit.errors import BadInputError
+from edgekit.progress import Progress
+from edgekit.quantize.codes import Method, pack, quantize_matrix
+from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Packing, Scheme, float_dtype
+from edgekit.tensorfile import DTYPES, TensorFileWriter, TensorInfo
+
+ROWS_AT_ONCE = 1 << 20  # elements of one slice; bounds the working memory of the search
+Packed = tuple[NDArray[np.int32], NDArray[np.float16]]
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What was written. ``relative_error`` is ||w - q||^2 / ||w||^2 over all packed matrices."""
+
+    scheme: str
+    method: str
+    parameters: int
+    size_bytes: int
+    bits_per_weight: float
+    relative_error: float
+
+
+def quantize(
+    model: Path, scheme: Scheme, out: Path, progress: Progress, method: Method = "mse"
+) -> QuantizeReport:
+    """Quantize the checkpoint ``model`` into the existing, empty directory ``out``.
+
+    Raises:
+        BadInputError: the checkpoint is damaged or quantized already, holds NaN or infinity, or
+            an input dimension does not divide by the group.
+    """
+    with Checkpoint(model) as checkpoint:
+        architecture = checkpoint.architecture
+        check_groups(architecture, scheme, str(model / "config.json"))
+        layout = list(_layout(architecture, scheme))
+        total = architecture.parameters()
+        error = weight = 0.0
+        with (
+            TensorFileWriter(out / WEIGHTS, layout, {"format": "pt"}) as writer,
+            progress.task(f"quantize to {scheme.name}", total) as task,
+        ):
+            for spec in checkpoint.specs:
+                values = _finite(checkpoint, spec)
+                packing = scheme.packing(spec)
+                if packing is None:
+                    dtype = DTYPES[float_dtype(spec, scheme)][1]
+                    writer.write(spec.name, values.astype(dtype))
+                else:
+                    (codes, scales), lost = _quantize_rows(values, packing, method)
+                    error, weight = error + lost, weight + float(np.vdot(values, values))
+                    writer.write(spec.name + "_packed", codes)
+                    writer.write(spec.name + "_scale", scales)
+                    writer.write(spec.name + "_shape", np.array(spec.shape, np.int64))
+                task.advance(spec.parameters)
+            writer.write(CONSTANTS, np.zeros(CONSTANTS_BYTES, np.uint8))
+        config = quantized_config(checkpoint.config, architecture, scheme)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (out / "config.json").write_text(text, encoding="utf-8")
+    copy_tokenizer(model, out)
+    size = (out / WEIGHTS).stat().st_size
+    return QuantizeReport(
+        scheme.name, method, total, size, 8 * size / total, error / weight if weight else 0.0
+    )
+
+
+def check_groups(architecture: Architecture, scheme: Scheme, source: str) -> None:
+    """Refuse a group size that does not divide every input dimension.
+
+    Raises:
+        BadInputError: names the first such matrix and the schemes that fit.
+    """
+    names = ("int4-g128", "int4-g64", "int4-g32", "int4-channel")
+    if not (bad := _misfit(architecture, scheme)):
+        return
+    fitting = [n for n in names if not _misfit(architecture, Scheme.parse(n))]
+    raise BadInputError(
+        f"{source}: {bad.name} has {bad.shape[1]} inputs, which the group of {scheme.name} does "
+        f"not divide; use {' or '.join(fitting) or 'none'}"
+    )
+
+
+def _misfit(architecture: Architecture, scheme: Scheme) -> TensorSpec | None:
+    """The first matrix that ``scheme`` cannot store; packed rows are whole 32-bit words."""
+    for spec in architecture.tensors():
+        packing = scheme.packing(spec)
+        if packing and (spec.shape[1] % packing.group_size or spec.shape[1] * packing.bits % 32):
+            return spec
+    return None
+
+
+def _finite(checkpoint: Checkpoint, spec: TensorSpec) -> NDArray[np.float32]:
+    values = checkpoint.float32(spec.name)
+    if not np.isfinite(values).all():
+        raise BadInputError(
+            f"{checkpoint.path}: tensor {spec.name!r} holds NaN or infinity; the checkpoint is "
+            "broken, train or download it again"
+        )
+    return values
+
+
+def _quantize_rows(
+    values: NDArray[np.float32], packing: Packing, method: Method
+) -> tuple[Packed, float]:
+    """Quantize a matrix in row slices on all cores; returns it packed, and the squared error."""
+    step = max(1, ROWS_AT_ONCE // values.shape[1])
+
+    def one(start: int) -> tuple[NDArray[np.int32], NDArray[np.float16], float]:
+        part = values[start : start + step]
+        codes, scales = quantize_matrix(part, packing, method)
+        back = (codes.astype(np.float32) - packing.zero_point).reshape(*scales.shape, -1)
+        back *= scales.astype(np.float32)[..., None]
+        difference = back.reshape(part.shape) - part
+        return pack(codes, packing.bits), scales, float(np.vdot(difference, difference))
+
+    with ThreadPoolExecutor() as pool:
+        parts = list(pool.map(one, range(0, len(values), step)))
+    codes = np.concatenate([p[0] for p in parts])
+    scales = np.concatenate([p[1] for p in parts])
+    return (codes, scales), sum(p[2] for p in parts)
+
+
+def _layout(architecture: Architecture, scheme: Scheme) -> Iterator[TensorInfo]:
+    """Tensors in file order; the experts of a projection lie side by side, codes then scales."""
+    shapes: list[TensorInfo] = []
+
+    def neighbours(spec: TensorSpec) -> tuple[int, str] | str:
+        return (spec.layer, spec.projection) if spec.role == "expert" else spec.name
+
+    for _, run in itertools.groupby(architecture.tensors(), neighbours):
+        specs = list(run)
+        packing = scheme.packing(specs[0])
+        if packing is None:
+            yield from (TensorInfo(s.name, float_dtype(s, scheme), s.shape) for s in specs)
+            continue
+        rows, columns = specs[0].shape
+        words, groups = columns * packing.bits // 32, columns // packing.group_size
+        yield from (TensorInfo(s.name + "_packed", "I32", (rows, words)) for s in specs)
+        yield from (TensorInfo(s.name + "_scale", "F16", (rows, groups)) for s in specs)
+        shapes += [TensorInfo(s.name + "_shape", "I64", (2,)) for s in specs]
+    yield from shapes
+    yield TensorInfo(CONSTANTS, "U8", (CONSTANTS_BYTES,))
+
+
+def quantized_config(
+    config: Mapping[str, Any], architecture: Architecture, scheme: Scheme
+) -> dict[str, Any]:
+    """``config.json`` of the quantized checkpoint, as transformers and vLLM read it."""
+    result = {**config, "dtype": "float16"}
+    result.pop("torch_dtype", None)
+    if scheme.bits == 16:
+        return {**result, "edgekit_scheme": scheme.name}
+    routers = [
+        architecture.router(layer)
+        for layer in range(architecture.num_hidden_layers)
+        if architecture.is_sparse(layer)
+    ]
+    groups = {"group_0": _group(["Linear"], scheme.bits, scheme.group_size)}
+    wide = ["Embedding"] if architecture.tie_word_embeddings else ["Embedding", "re:.*lm_head$"]
+    groups["group_1"] = _group(wide, 8, scheme.group_size)
+    result["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": [*routers, *(["lm_head"] if architecture.tie_word_embeddings else [])],
+        "config_groups": groups,
+        "edgekit_scheme": scheme.name,
+    }
+    return result
+
+
+def _group(targets: list[str], bits: int, group_size: int) -> dict[str, Any]:
+    weights: dict[str, Any] = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group" if group_size else "channel",
+        "dynamic": False,
+    }
+    if group_size:
+        weights["group_size"] = group_size
+    return {"targets": targets, "weights": weights, "format": "pack-quantized"}
