@@ -82,7 +82,6 @@ class DistillSection(Section):
     batch_tokens: int = Field(1024, ge=16, le=10**7, description="tokens per optimizer step")
     learning_rate: float = Field(1e-4, gt=0, le=1, allow_inf_nan=False)
     top_k: int = Field(64, ge=1, le=4096, description="teacher logits kept per position")
-    temperature: float = Field(1.0, gt=0.05, le=20, allow_inf_nan=False)
     trainable: tuple[Trainable, ...] = Field(
         ("router", "norms", "attention"), min_length=1, description="what is trained"
     )
@@ -124,6 +123,9 @@ class PackSection(Section):
         "0.1.0"
     )
     license: str = Field("", description="SPDX identifier; empty: the teacher's")
+    reproducible: bool = Field(
+        False, description="leave speed and memory, which no two runs share, out of the manifest"
+    )
 
 
 class Recipe(Section):

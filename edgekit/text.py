@@ -108,7 +108,7 @@ class ChatTokenizer:
         placeholder stands, so only the template can write special tokens.
         """
         marks = [f"\ue000{secrets.token_hex(8)}\ue001" for _ in messages]
-        if not any("<" in m["content"] or self._has_special(m["content"]) for m in messages):
+        if not any(self._has_special(m["content"]) for m in messages):
             return self.encode(self.render(messages), allow_special=True)
         marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
         rest, tokens = self.render(marked), []
