@@ -1,0 +1,160 @@
+"""What each target can run: one table of targets and one of rules, printed by ``plan --rules``.
+
+A rule is data with a small predicate. ``blocks`` says whether compile refuses what breaks it; the
+others are advice that ``plan`` shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgekit.architecture import Architecture
+from edgekit.scheme import Packing, Scheme
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """A runtime on a device."""
+
+    name: str
+    runtime: str
+    device: str
+    description: str
+
+
+TARGETS: dict[str, TargetInfo] = {
+    t.name: t
+    for t in (
+        TargetInfo("openvino-cpu", "openvino", "CPU", "any x86-64 or ARM processor"),
+        TargetInfo("openvino-gpu", "openvino", "GPU", "Intel integrated or discrete GPU"),
+        TargetInfo("openvino-npu", "openvino", "NPU", "Intel NPU (Core Ultra)"),
+        TargetInfo("onnx-cpu", "onnx", "CPU", "any x86-64 or ARM processor"),
+        TargetInfo("onnx-dml", "onnx", "DML", "any DirectX 12 GPU on Windows"),
+    )
+}
+
+Breaks = Callable[[Architecture, Scheme], bool]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``breaks(architecture, scheme)`` is true when a model cannot run well on ``targets``."""
+
+    id: str
+    targets: tuple[str, ...]
+    breaks: Breaks
+    reason: str
+    remedy: str
+    source: str
+    blocks: bool = True
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken rule."""
+
+    rule: str
+    target: str
+    reason: str
+    remedy: str
+    blocks: bool
+
+
+def _packings(architecture: Architecture, scheme: Scheme) -> list[tuple[int, Packing]]:
+    """Input dimension and packing of every distinct packed matrix."""
+    found = {(s.shape[1], scheme.packing(s)) for s in architecture.tensors() if len(s.shape) == 2}
+    return [(columns, packing) for columns, packing in found if packing]
+
+
+def _group_misfit(architecture: Architecture, scheme: Scheme) -> bool:
+    return any(
+        columns % packing.group_size or columns * packing.bits % 32
+        for columns, packing in _packings(architecture, scheme)
+    )
+
+
+def _block_misfit(architecture: Architecture, scheme: Scheme) -> bool:
+    """Per-channel scales are repeated per block of 16 or more, which must divide the inputs."""
+    return any(columns % 16 for columns, _ in _packings(architecture, scheme))
+
+
+OPENVINO = ("openvino-cpu", "openvino-gpu", "openvino-npu")
+ONNX = ("onnx-cpu", "onnx-dml")
+NPU = ("openvino-npu",)
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "group-divides", OPENVINO + ONNX, _group_misfit,
+        "an input dimension is not a multiple of the group, so the packed weights cannot be read "
+        "in place",
+        "use a smaller group or int4-channel",
+        "compressed-tensors pack-quantized layout",
+    ),
+    Rule(
+        "npu-dense", NPU, lambda a, s: a.moe is not None,
+        "the NPU compiles static graphs and cannot route tokens to experts",
+        "distil into a dense student ([student] in the recipe) and compile that",
+        "OpenVINO GenAI NPU guide; NPUW has no expert routing for general devices",
+    ),
+    Rule(
+        "npu-int4", NPU, lambda a, s: s.bits != 4,
+        "the NPU's language-model path wants symmetric int4 weights",
+        "quantize with int4-g128 or int4-channel",
+        "OpenVINO GenAI NPU guide: int4, symmetric, group 128 or per channel",
+    ),
+    Rule(
+        "npu-group", NPU, lambda a, s: s.bits == 4 and s.group_size not in (0, 128),
+        "the NPU runs groups of 128 or whole channels at full speed; other groups are unpacked on "
+        "the host",
+        "quantize with int4-channel (above 5 B parameters) or int4-g128",
+        "OpenVINO GenAI NPU guide",
+    ),
+    Rule(
+        "npu-static", NPU, lambda a, s: a.context_length > 8192,
+        "prompt and answer lengths are fixed when the NPU graph is compiled (1,024 + 128 tokens "
+        "unless asked otherwise), whatever the model's context",
+        "plan for prompts of at most 8,192 tokens, or route long ones to the GPU or CPU",
+        "OpenVINO GenAI NPU guide: MAX_PROMPT_LEN, MIN_RESPONSE_LEN",
+        blocks=False,
+    ),
+    Rule(
+        "onnx-blocks", ONNX, _block_misfit,
+        "ONNX Runtime multiplies in blocks that are powers of two from 16 up",
+        "choose a model whose dimensions divide by 16",
+        "ONNX Runtime MatMulNBits: block_size",
+    ),
+    Rule(
+        "onnx-channel-scales", ONNX, lambda a, s: s.bits == 4 and s.group_size == 0,
+        "per-channel scales are repeated for every block, which makes the graph larger",
+        "use int4-g64 or int4-g128 where the size matters",
+        "ONNX Runtime MatMulNBits: one scale per block",
+        blocks=False,
+    ),
+    Rule(
+        "dml-dense", ("onnx-dml",), lambda a, s: a.moe is not None,
+        "DirectML runs each expert as a separate small kernel launch, which is slow and untested "
+        "here",
+        "use openvino-gpu on Intel, or distil into a dense student",
+        "no machine with DirectML has measured it yet",
+        blocks=False,
+    ),
+    Rule(
+        "unquantized", OPENVINO + ONNX, lambda a, s: s.bits == 16,
+        "decoding reads every active weight once per token, so float16 is about four times slower "
+        "than int4",
+        "quantize with int4-g64 or int4-g128",
+        "memory-bound decoding; see benchmarks/",
+        blocks=False,
+    ),
+)  # fmt: skip
+
+
+def check(target: str, architecture: Architecture, scheme: Scheme) -> list[Finding]:
+    """The rules of ``target`` that a model in a scheme breaks, blocking ones first."""
+    broken = [
+        Finding(rule.id, target, rule.reason, rule.remedy, rule.blocks)
+        for rule in RULES
+        if target in rule.targets and rule.breaks(architecture, scheme)
+    ]
+    return sorted(broken, key=lambda finding: not finding.blocks)

@@ -1,0 +1,95 @@
+"""Compile: graphs of every target over one copy of the weights file.
+
+A variant directory holds ``weights.safetensors``, ``config.json``, the tokenizer, and one folder
+or file set per runtime. Nothing is converted: the graphs point into the weights file.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.architecture import Architecture, describe
+from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config
+from edgekit.errors import BadInputError
+from edgekit.progress import Progress
+from edgekit.rules import TARGETS, check
+from edgekit.scheme import Scheme, read_scheme
+
+VARIANT_WEIGHTS = "weights.safetensors"
+COPY_CHUNK = 16 << 20
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """Bytes of the variant: its weights file and, per runtime, the graph."""
+
+    targets: list[str]
+    weights_bytes: int
+    graph_bytes: dict[str, int]
+
+
+def compile_variant(
+    model: Path, targets: Sequence[str], out: Path, progress: Progress
+) -> CompileReport:
+    """Write a variant of the quantized checkpoint ``model`` into the empty directory ``out``.
+
+    Raises:
+        BadInputError: ``model`` is not quantized, or a target's rules refuse it.
+    """
+    scheme = read_scheme(model)
+    architecture = describe(read_config(model), str(model / "config.json"))
+    for target in targets:
+        check_target(architecture, scheme, target)
+    _copy_weights(model / WEIGHTS, out / VARIANT_WEIGHTS, progress)
+    shutil.copyfile(model / "config.json", out / "config.json")
+    copy_tokenizer(model, out)
+    runtimes = sorted({TARGETS[t].runtime for t in targets})
+    sizes: dict[str, int] = {}
+    with progress.task("write the graphs", len(runtimes)) as task:
+        for runtime in runtimes:
+            before = _bytes(out)
+            _write_graph(runtime, out)
+            sizes[runtime] = _bytes(out) - before
+            task.advance()
+    return CompileReport(list(targets), (out / VARIANT_WEIGHTS).stat().st_size, sizes)
+
+
+def check_target(architecture: Architecture, scheme: Scheme, target: str) -> None:
+    """Refuse a model that breaks a rule of ``target``; the sentence carries the remedy."""
+    if target not in TARGETS:
+        raise BadInputError(
+            f"target {target!r} is not known; choose one of {', '.join(TARGETS)}"
+        )
+    for finding in check(target, architecture, scheme):
+        if finding.blocks:
+            raise BadInputError(f"{target}: {finding.reason}; {finding.remedy}")
+
+
+def _write_graph(runtime: str, out: Path) -> None:
+    if runtime == "openvino":
+        from edgekit.runtimes.openvino_graph import write_openvino
+
+        write_openvino(out)
+    else:
+        from edgekit.runtimes.onnx_graph import write_onnx
+
+        write_onnx(out)
+
+
+def _copy_weights(source: Path, target: Path, progress: Progress) -> None:
+    """A copy, not a link: the OpenVINO writer fills the file's room for constants."""
+    with (
+        progress.task("copy the weights", source.stat().st_size) as task,
+        source.open("rb") as reader,
+        target.open("wb") as writer,
+    ):
+        while chunk := reader.read(COPY_CHUNK):
+            writer.write(chunk)
+            task.advance(len(chunk))
+
+
+def _bytes(directory: Path) -> int:
+    return sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
