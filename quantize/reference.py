@@ -1,0 +1,77 @@
+"""A quantized checkpoint as other tools read it: the reference of the parity tests.
+
+transformers 5.5 reads packed Linear layers, but no packed Embedding (its weight initialisation
+fails on one) and no packed experts (it fuses them into one parameter). ``transformers_checkpoint``
+keeps packed what it can read and widens the rest to float16; ``dequantized_checkpoint`` widens all.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.architecture import TensorSpec, describe
+from edgekit.atomic import write_json
+from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config, write_checkpoint
+from edgekit.progress import Progress
+from edgekit.scheme import dequantize, read_scheme
+from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
+
+
+def dequantized_checkpoint(quantized: Path, out: Path, progress: Progress) -> None:
+    """Write the float32 checkpoint that a quantized one stands for into the empty ``out``."""
+    scheme = read_scheme(quantized)
+    config = plain_config(read_config(quantized))
+    with TensorFile(quantized / WEIGHTS) as file:
+
+        def tensor(spec: TensorSpec) -> NDArray[np.float32]:
+            packing = scheme.packing(spec)
+            return dequantize(file, spec.name, packing) if packing else file.float32(spec.name)
+
+        total = len(describe(config).tensors())
+        with progress.task("dequantize", total) as task:
+            write_checkpoint(out, config, tensor, "F32", task.advance)
+    copy_tokenizer(quantized, out)
+
+
+def transformers_checkpoint(quantized: Path, out: Path, progress: Progress) -> None:
+    """Write what transformers loads with ``from_pretrained`` into the empty ``out``."""
+    scheme = read_scheme(quantized)
+    config = read_config(quantized)
+    specs = describe(config).tensors()
+    with TensorFile(quantized / WEIGHTS) as file:
+        kept = {s.name for s in specs if s.role == "linear" and scheme.packing(s)}
+        parts = [s.name + part for s in specs if s.name in kept
+                 for part in ("_packed", "_scale", "_shape")]
+        layout = [file.info(name) for name in parts]
+        layout += [TensorInfo(s.name, "F16", s.shape) for s in specs if s.name not in kept]
+        with (
+            TensorFileWriter(out / WEIGHTS, layout, {"format": "pt"}) as writer,
+            progress.task("write for transformers", len(specs)) as task,
+        ):
+            for name in parts:
+                writer.write(name, file.array(name))
+            for spec in specs:
+                packing = scheme.packing(spec)
+                if spec.name not in kept:
+                    wide = dequantize(file, spec.name, packing) if packing else None
+                    values = file.float32(spec.name) if wide is None else wide
+                    writer.write(spec.name, values.astype(np.float16))
+                task.advance()
+    settings = config.get("quantization_config")
+    if settings:
+        settings["config_groups"].pop("group_1", None)
+        settings["ignore"] = sorted({*settings["ignore"], "lm_head"})
+    write_json(out / "config.json", config)
+    copy_tokenizer(quantized, out)
+
+
+def plain_config(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` of the unquantized model."""
+    dropped = ("quantization_config", "edgekit_scheme")
+    plain = {k: v for k, v in config.items() if k not in dropped}
+    return json.loads(json.dumps({**plain, "dtype": "float32"}))

@@ -1,0 +1,103 @@
+"""Constants of an OpenVINO graph: views of the weights file, and a few small ones beside them.
+
+Every constant carries a name. Those of the weights file are known by offset already; the small
+ones (rotary frequencies, shapes, epsilons) are collected and laid out in the file's
+``edgekit.constants`` tensor when the graph is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino.op import Constant
+
+from edgekit.errors import EdgekitError
+from edgekit.scheme import CONSTANTS
+from edgekit.tensorfile import TensorInfo, read_header
+
+ALIGNMENT = 64
+OV_TYPES = {"F16": ov.Type.f16, "F32": ov.Type.f32}
+PACKED_TYPES = {4: ov.Type.u4, 8: ov.Type.u8}
+Node = Any  # openvino.Node
+
+
+class ConstantPool:
+    """Makes the constants of one graph and remembers where each lies in the weights file."""
+
+    def __init__(self, weights: Path) -> None:
+        self.path = weights
+        self.tensors, _ = read_header(weights)
+        self._bytes = np.memmap(weights, np.uint8, mode="c")  # OpenVINO wants a writable view
+        self._small: dict[bytes, str] = {}
+        self._alive: list[Any] = []  # a tensor over freed memory is a crash
+        self.offsets: dict[str, int] = {}  # constant's friendly name -> absolute offset
+        self.small: list[tuple[str, bytes]] = []
+
+    def info(self, name: str) -> TensorInfo:
+        """A tensor of the weights file."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise EdgekitError(f"{self.path}: tensor {name!r} is missing; quantize again") from None
+
+    def adjacent(self, names: Sequence[str]) -> TensorInfo:
+        """Tensors of one shape that lie side by side, as one of shape [n, ...]."""
+        infos = [self.info(name) for name in names]
+        for before, after in zip(infos, infos[1:], strict=False):
+            if after.offset != before.offset + before.nbytes or after.shape != before.shape:
+                raise EdgekitError(
+                    f"{self.path}: {after.name} does not follow {before.name}; quantize again"
+                )
+        first = infos[0]
+        return TensorInfo(first.name, first.dtype, (len(infos), *first.shape), first.offset)
+
+    def stored(self, info: TensorInfo, kind: Any, shape: Sequence[int]) -> Node:
+        """A constant of OpenVINO type ``kind`` over the bytes of ``info``, read in place."""
+        view = self._bytes[info.offset : info.offset + info.nbytes]
+        node = Constant(ov.Tensor(view, ov.Shape(list(shape)), kind))
+        self._alive.append(view)
+        return self._named(node, f"{info.name}@{info.offset}", info.offset)
+
+    def floats(self, name: str, shape: Sequence[int] | None = None) -> Node:
+        """A float16 or float32 tensor of the file."""
+        info = self.info(name)
+        if info.dtype not in OV_TYPES:
+            raise EdgekitError(f"{self.path}: {name} is {info.dtype}; quantize again")
+        return self.stored(info, OV_TYPES[info.dtype], shape or info.shape)
+
+    def value(self, value: Any, dtype: Any) -> Node:
+        """A small constant."""
+        array: NDArray[Any] = np.array(value, dtype, order="C")
+        key = f"{array.dtype.str}{array.shape}".encode() + array.tobytes()
+        if key not in self._small:
+            self._small[key] = f"small.{len(self._small)}"
+            self.small.append((self._small[key], array.tobytes()))
+        node = Constant(ov.Tensor(array))
+        return self._named(node, f"{self._small[key]}#{len(self.offsets)}", -1)
+
+    def _named(self, node: Node, name: str, offset: int) -> Node:
+        unique = name if name not in self.offsets else f"{name}+{len(self.offsets)}"
+        self.offsets[unique] = offset
+        node.set_friendly_name(unique)
+        return node
+
+    def place_small(self) -> tuple[dict[str, int], bytes]:
+        """Absolute offset of each small constant, and the bytes of the constants' tensor."""
+        room = self.info(CONSTANTS)
+        content = bytearray()
+        places: dict[str, int] = {}
+        for name, raw in self.small:
+            content += b"\0" * (-(room.offset + len(content)) % ALIGNMENT)
+            places[name] = room.offset + len(content)
+            content += raw
+        if len(content) > room.nbytes:
+            raise EdgekitError(
+                f"{self.path}: the graph's constants need {len(content)} bytes, {CONSTANTS} has "
+                f"{room.nbytes}; this is a defect of edgekit, please report it"
+            )
+        return places, bytes(content)
