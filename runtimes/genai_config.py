@@ -1,0 +1,50 @@
+"""``genai_config.json``: how ONNX Runtime GenAI drives the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from edgekit.architecture import Architecture
+
+
+def genai_config(architecture: Architecture, end_tokens: Iterable[int]) -> dict[str, Any]:
+    """The configuration for the graph of :mod:`edgekit.runtimes.onnx_graph`."""
+    ends = sorted(end_tokens) or [0]
+    decoder = {
+        "session_options": {"log_id": "edgekit", "provider_options": []},
+        "filename": "model.onnx",
+        "head_size": architecture.head_dim,
+        "hidden_size": architecture.hidden_size,
+        "num_attention_heads": architecture.num_attention_heads,
+        "num_hidden_layers": architecture.num_hidden_layers,
+        "num_key_value_heads": architecture.num_key_value_heads,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    return {
+        "model": {
+            "type": "llama",  # GenAI's name for any decoder with these inputs
+            "bos_token_id": ends[0],
+            "eos_token_id": ends if len(ends) > 1 else ends[0],
+            "pad_token_id": ends[0],
+            "vocab_size": architecture.vocab_size,
+            "context_length": architecture.context_length,
+            "decoder": decoder,
+        },
+        "search": {
+            "max_length": architecture.context_length,
+            "min_length": 0,
+            "do_sample": False,
+            "past_present_share_buffer": True,
+        },
+    }

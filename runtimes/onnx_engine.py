@@ -1,0 +1,129 @@
+"""The engine on ONNX Runtime GenAI: the CPU everywhere, DirectML on Windows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.architecture import Architecture, describe
+from edgekit.checkpoint import read_config
+from edgekit.errors import BadInputError, MissingRuntimeError, missing_extra
+from edgekit.runtimes.answers import bounded_tokens, token_events
+from edgekit.runtimes.engine import Message, Sampling, TokenEvent
+from edgekit.text import ChatTokenizer
+
+PROVIDERS = {"CPU": "CPUExecutionProvider", "DML": "DmlExecutionProvider"}
+
+
+class OnnxEngine:
+    """A variant on an ONNX Runtime provider."""
+
+    runtime = "onnx"
+
+    def __init__(self, directory: Path, device: str = "CPU") -> None:
+        graph = directory / "model.onnx"
+        if not graph.is_file():
+            raise BadInputError(
+                f"{graph} is missing; run `edgekit compile --target onnx-{device.lower()}`"
+            )
+        try:
+            import onnxruntime
+            import onnxruntime_genai
+        except ImportError as error:
+            raise missing_extra("onnxruntime-genai", "onnx") from error
+        available = onnxruntime.get_available_providers()
+        if PROVIDERS.get(device) not in available:
+            raise MissingRuntimeError(
+                f"device {device} is not available to ONNX Runtime here (it has "
+                f"{', '.join(available)}); choose onnx-cpu, or install the DirectML build on "
+                "Windows"
+            )
+        self._ort, self._genai = onnxruntime, onnxruntime_genai
+        self.device = device
+        self._graph = graph
+        self._architecture: Architecture = describe(read_config(directory))
+        self.context_length = self._architecture.context_length
+        self.tokenizer = ChatTokenizer(directory)
+        self._model: Any = None
+        self._session: Any = None
+
+    def generate(
+        self, messages: Sequence[Message], sampling: Sampling = Sampling()
+    ) -> Iterator[TokenEvent]:
+        """Answer a conversation."""
+        return self.generate_tokens(self.tokenizer.encode_chat(messages), sampling)
+
+    def generate_tokens(
+        self, prompt: Sequence[int], sampling: Sampling = Sampling()
+    ) -> Iterator[TokenEvent]:
+        """Continue token ids."""
+        limit = bounded_tokens(len(prompt), sampling, self.context_length)
+        sampling = dataclasses.replace(sampling, max_tokens=limit)
+        self.load()
+        tokens = self._tokens(prompt, sampling)
+        return token_events(tokens, len(prompt), self.tokenizer, sampling)
+
+    def load(self) -> None:
+        """Load the model now instead of at the first question."""
+        if self._model is None:
+            config = self._genai.Config(str(self._graph.parent))
+            if self.device != "CPU":
+                config.clear_providers()
+                config.append_provider(self.device.lower())
+            self._model = self._genai.Model(config)
+
+    def _tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        generator = self._genai.Generator(self._model, self._parameters(len(prompt), sampling))
+        generator.append_tokens(np.array(list(prompt), np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+            yield int(generator.get_next_tokens()[0])
+
+    def _parameters(self, prompt_tokens: int, sampling: Sampling) -> Any:
+        options: dict[str, Any] = {
+            # the cache is allocated for this length, so ask for no more than can be used
+            "max_length": prompt_tokens + sampling.max_tokens,
+            "repetition_penalty": sampling.repetition_penalty,
+            "do_sample": sampling.temperature > 0,
+        }
+        if sampling.temperature > 0:
+            seed = sampling.seed
+            options |= {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k or self._architecture.vocab_size,
+                "random_seed": int(np.random.default_rng(seed).integers(1 << 31)),
+            }
+        parameters = self._genai.GeneratorParams(self._model)
+        parameters.set_search_options(**options)
+        return parameters
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [T, vocab_size] of one sequence."""
+        if self._session is None:
+            provider = PROVIDERS[self.device]
+            self._session = self._ort.InferenceSession(str(self._graph), providers=[provider])
+        a = self._architecture
+        ids = np.array([list(tokens)], np.int64)
+        empty = np.zeros((1, a.num_key_value_heads, 0, a.head_dim), np.float32)
+        inputs: dict[str, NDArray[Any]] = {
+            "input_ids": ids, "attention_mask": np.ones_like(ids)
+        }  # fmt: skip
+        for layer in range(a.num_hidden_layers):
+            for kind in ("key", "value"):
+                inputs[f"past_key_values.{layer}.{kind}"] = empty
+        result: NDArray[np.float32] = self._session.run(["logits"], inputs)[0][0]
+        return result
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of the rendered conversation."""
+        return len(self.tokenizer.encode_chat(messages))
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model = self._session = None
