@@ -7,8 +7,9 @@ prompt of a domain is kept for evaluation, so held-out text never shares a promp
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -31,9 +32,9 @@ from edgekit.text import ChatTokenizer
 
 RAW_DOMAINS = frozenset({"prose", "code"})  # continued as text; the others are user messages
 HELD_OUT_EVERY = 5
-BATCH = 24
-TEMPERATURE = 0.8  # close to the teacher's own distribution, with fewer derailments than 1
-TOP_P = 0.95
+BATCH = 64
+TEMPERATURE = 0.6  # below 1: calibration wants what the model would answer, not its derailments
+TOP_P = 0.9
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,6 @@ class DataReport:
     held_out_tokens: dict[str, int]
     source: str
     digest: str
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    tokens: list[int]
-    domain: str
-    held_out: bool
 
 
 def make_sequences(
@@ -100,20 +94,43 @@ def _count(sequences: Sequence[TokenSequence], held_out: bool) -> dict[str, int]
     return counts
 
 
-def encode_prompts(tokenizer: ChatTokenizer, params: DataSection) -> list[_Prompt]:
-    """The prompts of the chosen domains as token ids, domains interleaved."""
+@dataclass(frozen=True)
+class Row:
+    """One sequence to sample: the prompts of one domain and split, asked one after the other."""
+
+    domain: str
+    held_out: bool
+    prompts: list[list[int]]
+
+
+def plan_rows(tokenizer: ChatTokenizer, params: DataSection) -> list[Row]:
+    """Rows of ``sequence_length`` for both splits, domains in turn, prompts rotated."""
+    pools = _encode_prompts(tokenizer, params)
+    rows: list[Row] = []
+    for held_out, goal in ((False, params.tokens), (True, params.held_out_tokens)):
+        for number in range(-(-goal // params.sequence_length)):
+            domain = params.domains[number % len(params.domains)]
+            pool = pools[domain, held_out]
+            # a stride that shares no factor with the pool starts each row at another prompt
+            start = (number // len(params.domains)) * 3 % len(pool)
+            rows.append(Row(domain, held_out, pool[start:] + pool[:start]))
+    return rows
+
+
+def _encode_prompts(
+    tokenizer: ChatTokenizer, params: DataSection
+) -> dict[tuple[str, bool], list[list[int]]]:
+    pools: dict[tuple[str, bool], list[list[int]]] = {}
     prompts = load_prompts()
-    result: list[_Prompt] = []
-    for index in range(max(len(prompts[d]) for d in params.domains)):
-        for domain in params.domains:
-            text = prompts[domain][index]
+    for domain in params.domains:
+        for index, text in enumerate(prompts[domain]):
             if domain in RAW_DOMAINS:
                 tokens = tokenizer.encode(text)
             else:
                 tokens = tokenizer.encode_chat([{"role": "user", "content": text}])
             held_out = index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-            result.append(_Prompt(tokens[: params.sequence_length // 2], domain, held_out))
-    return result
+            pools.setdefault((domain, held_out), []).append(tokens)
+    return pools
 
 
 def _generate(
@@ -123,101 +140,66 @@ def _generate(
     progress: Progress,
     scratch: Path | None,
 ) -> list[TokenSequence]:
-    prompts = encode_prompts(tokenizer, params)
+    rows = plan_rows(tokenizer, params)
     model: Model | None = None
     done: list[TokenSequence] = []
-    goals = {False: params.tokens, True: params.held_out_tokens}
-    with progress.task("sample from the teacher", sum(goals.values())) as task:
-        for number, (held_out, batch) in enumerate(_batches(prompts, params, goals, done)):
+    with progress.task("sample from the teacher", len(rows) * params.sequence_length) as task:
+        for number, begin in enumerate(range(0, len(rows), BATCH)):
+            batch = rows[begin : begin + BATCH]
             saved = scratch / f"batch-{number:05d}.safetensors" if scratch else None
             if saved and saved.is_file():
-                sequences = read_sequences(saved)
-            else:
-                model = model or load_model(teacher)
-                seed = params.seed * 1_000_003 + number
-                sequences = sample(model, batch, tokenizer.end_tokens, params, seed, task)
-                if saved:
-                    partial = saved.with_suffix(".partial")
-                    write_sequences(partial, sequences)
-                    partial.replace(saved)
-            done += _fit(sequences, goals[held_out] - _total(done, held_out))
+                done += read_sequences(saved)
+                task.advance(len(batch) * params.sequence_length)
+                continue
+            model = model or load_model(teacher)
+            seed = params.seed * 1_000_003 + number
+            sequences = sample(
+                model, batch, tokenizer.end_tokens, params.sequence_length, seed, task
+            )
+            if saved:
+                partial = saved.with_suffix(".partial")
+                write_sequences(partial, sequences)
+                partial.replace(saved)
+            done += sequences
     return done
-
-
-def _batches(
-    prompts: list[_Prompt],
-    params: DataSection,
-    goals: dict[bool, int],
-    done: list[TokenSequence],
-) -> Iterator[tuple[bool, list[_Prompt]]]:
-    """Batches of prompts of one split until ``done``, which the caller fills, has enough."""
-    for held_out, goal in goals.items():
-        pool = [p for p in prompts if p.held_out == held_out]
-        position = 0
-        while (missing := goal - _total(done, held_out)) > 0:
-            # answers end early; assume they fill half of the length
-            size = min(BATCH, -(-2 * missing // params.sequence_length))
-            size = max(size, min(len(params.domains), BATCH))
-            batch = [pool[(position + i) % len(pool)] for i in range(size)]
-            position += size
-            yield held_out, batch
-
-
-def _total(sequences: Sequence[TokenSequence], held_out: bool) -> int:
-    return sum(len(s.tokens) for s in sequences if s.held_out == held_out)
-
-
-def _fit(sequences: list[TokenSequence], room: int) -> list[TokenSequence]:
-    """Shorten a batch to ``room`` tokens, evenly, so that no domain is cut off."""
-    total = sum(len(s.tokens) for s in sequences)
-    if total <= room:
-        return sequences
-    limit = max(len(s.tokens) for s in sequences)
-    while sum(min(len(s.tokens), limit) for s in sequences) > room and limit > 2:
-        limit -= 1
-    return [TokenSequence(s.tokens[:limit], s.domain, s.held_out) for s in sequences]
 
 
 @torch.inference_mode()
 def sample(
     model: Model,
-    batch: Sequence[_Prompt],
+    rows: Sequence[Row],
     end_tokens: frozenset[int],
-    params: DataSection,
+    length: int,
     seed: int,
     task: Task,
 ) -> list[TokenSequence]:
-    """Continue a batch of prompts up to ``sequence_length`` or an end token (kept)."""
+    """Sample every row to exactly ``length`` tokens.
+
+    Prompt tokens are forced, and after an end token the row's next prompt is asked, so all rows
+    stay in step: no padding, and no row idles until the longest answer is done.
+    """
     generator = torch.Generator().manual_seed(seed)
-    width = max(len(p.tokens) for p in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(batch):  # left padding: all continue at the same column
-        ids[row, width - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
-        mask[row, width - len(prompt.tokens) :] = 1
-    sequences = [list(p.tokens) for p in batch]
-    alive = [len(s) < params.sequence_length for s in sequences]
+    queues = [itertools.cycle(row.prompts) for row in rows]
+    forced = [list(reversed(next(queue))) for queue in queues]
+    columns: list[list[int]] = [[stack.pop() for stack in forced]]
     cache = None
-    step = ids
-    while any(alive):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -step.shape[1] :]
-        result = model(
-            input_ids=step, attention_mask=mask, position_ids=positions,
-            past_key_values=cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
+    while len(columns) < length:
+        ids = torch.tensor(columns[-1])[:, None]
+        result = model(input_ids=ids, past_key_values=cache, use_cache=True)
         cache = result.past_key_values
-        tokens = _nucleus(result.logits[:, -1].float(), generator)
-        for row, token in enumerate(tokens.tolist()):
-            if alive[row]:
-                sequences[row].append(token)
-                ended = token in end_tokens or len(sequences[row]) >= params.sequence_length
-                alive[row] = not ended
-                task.advance()
-        step = tokens[:, None]
-        mask = torch.cat([mask, torch.ones(len(batch), 1, dtype=torch.long)], dim=1)
+        column = _nucleus(result.logits[:, -1].float(), generator).tolist()
+        for row, stack in enumerate(forced):
+            if not stack and columns[-1][row] in end_tokens:
+                stack.extend(reversed(next(queues[row])))
+            if stack:
+                column[row] = stack.pop()
+        columns.append(column)
+        task.advance(len(rows))
+    task.advance(len(rows))
+    tokens = np.array(columns, np.int32).T
     return [
-        TokenSequence(np.array(tokens, np.int32), prompt.domain, prompt.held_out)
-        for tokens, prompt in zip(sequences, batch, strict=True)
+        TokenSequence(np.ascontiguousarray(line), row.domain, row.held_out)
+        for line, row in zip(tokens, rows, strict=True)
     ]
 
 
