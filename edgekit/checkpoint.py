@@ -36,17 +36,24 @@ TOKENIZER_FILES = (
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; ``BadInputError`` when it is missing or malformed."""
     try:
-        value = json.loads(path.read_bytes())
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise BadInputError(
             f"{path} is missing; give the directory of a Hugging Face checkpoint"
         ) from None
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    return parse_json(raw, str(path))
+
+
+def parse_json(raw: bytes, source: str) -> dict[str, Any]:
+    """A JSON object from bytes; ``source`` names them in errors."""
+    try:
+        value = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{path}: not valid JSON; download the file again") from error
+        raise BadInputError(f"{source}: not valid JSON; download the file again") from error
     if not isinstance(value, dict):
-        raise BadInputError(f"{path}: not a JSON object; download the file again")
+        raise BadInputError(f"{source}: not a JSON object; download the file again")
     return value
 
 

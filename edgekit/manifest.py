@@ -1,0 +1,165 @@
+"""``pack.json``: what a pack is, where it came from and what was measured.
+
+The published JSON schema is ``edgekit/data/pack.schema.json``, generated from these models.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from edgekit.bootstrap import Interval
+from edgekit.checkpoint import read_json
+from edgekit.errors import BadInputError
+
+MANIFEST = "pack.json"
+SCHEMA_VERSION = 1
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class Part(BaseModel):
+    """Base of the manifest's objects: strict about keys, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Teacher(Part):
+    """The model that the student was made from."""
+
+    name: str
+    digest: str
+    training_step: int | None = None
+
+
+class Student(Part):
+    """The model inside."""
+
+    architecture: str
+    parameters: int = Field(gt=0)
+    active_parameters: int = Field(gt=0)
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    context_length: int = Field(gt=0)
+    scheme: str
+
+
+class Lineage(Part):
+    """Everything needed to make it again."""
+
+    recipe_digest: Sha256
+    calibration_digest: str = ""
+    kept_experts: dict[str, list[int]] = {}
+    seeds: dict[str, int] = {}
+    tool_versions: dict[str, str] = {}
+
+
+class PackedFile(Part):
+    """One file of the pack; ``path`` is relative, with forward slashes."""
+
+    path: str = Field(min_length=1, max_length=240)
+    size: int = Field(ge=0, le=1 << 42)
+    sha256: Sha256
+
+
+class Quality(Part):
+    """Measured on held-out sequences against the teacher; KL in nats per token."""
+
+    kl: Interval
+    top1_agreement: Interval
+    perplexity: Interval
+    teacher_perplexity: Interval
+
+
+class Speed(Part):
+    """Measured on the machine that built the pack."""
+
+    tokens_per_second: float
+    time_to_first_token_ms: float
+    prompt_tokens: int
+    peak_memory_bytes: int
+
+
+class TargetResult(Part):
+    """What one target did; ``quality`` and ``speed`` are absent where it could not be run."""
+
+    target: str
+    quality: dict[str, Quality] = {}
+    speed: Speed | None = None
+
+
+class Variant(Part):
+    """One weights file and the graphs over it; ``files`` lie under ``variants/<id>/``."""
+
+    id: Identifier
+    weights_file: str
+    targets: list[TargetResult] = Field(min_length=1)
+    minimum_runtime_versions: dict[str, str] = {}
+    memory_estimate_bytes: int = Field(ge=0)
+    files: list[PackedFile] = Field(min_length=1, max_length=10_000)
+
+
+class GateResult(Part):
+    """One gate of the recipe; ``overridden`` when it failed and was waived by name."""
+
+    name: str
+    limit: float
+    measured: float
+    passed: bool
+    overridden: bool = False
+
+
+class Manifest(Part):
+    """A whole ``pack.json``."""
+
+    schema_version: Literal[1] = 1
+    name: Identifier
+    version: str
+    license: str = ""
+    teacher: Teacher
+    student: Student
+    lineage: Lineage
+    variants: list[Variant] = Field(min_length=1, max_length=16)
+    gates: list[GateResult] = []
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_manifest(pack: Path) -> Manifest:
+    """Read ``pack.json``.
+
+    Raises:
+        BadInputError: it is missing, not JSON, of a newer schema, or a field is wrong.
+    """
+    if not (pack / MANIFEST).is_file():
+        raise BadInputError(f"{pack}: not a pack, {MANIFEST} is missing; give a pack's directory")
+    return parse_manifest(read_json(pack / MANIFEST), str(pack / MANIFEST))
+
+
+def parse_manifest(values: dict[str, Any], source: str) -> Manifest:
+    """Check a manifest; ``source`` names it in errors."""
+    version = values.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BadInputError(
+            f"{source}: schema version {version} is newer than this edgekit reads "
+            f"({SCHEMA_VERSION}); update edgekit"
+        )
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise BadInputError(
+            f"{source}: {field}: {first['msg'].lower()}; the pack is damaged, get it again"
+        ) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The published schema."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema",
+            **Manifest.model_json_schema()}  # fmt: skip
