@@ -1,15 +1,16 @@
 """A small Mixture-of-Experts made from a dense model, to stand in for a cloud model.
 
-Each feed-forward layer is split into overlapping experts (after MoEfication, arXiv 2110.01786, and
-LLaMA-MoE, arXiv 2406.16554, with overlap instead of a partition):
+Each SwiGLU layer is split into experts (after MoEfication, arXiv 2110.01786, and LLaMA-MoE, arXiv
+2406.16554), shaped like what is found in trained ones: one expert that nearly every token uses
+(DeepSeekMoE's shared expert, arXiv 2401.06066; "super experts", arXiv 2507.23279) and specialists.
 
-1. the tokens that reach the layer are clustered by direction (spherical k-means);
-2. the expert of a cluster gets the neurons that contribute most on its tokens;
-3. the router's rows are the centroids, scaled so that its softmax prefers the nearest cluster;
-4. every expert's down projection is refitted by ridge regression to the dense layer's output on
-   the tokens that the router sends it, since the neurons it lacks are partly predictable.
+1. Expert 0 gets the neurons that contribute most over all tokens. Its router row is the
+   least-squares fit of a constant, so it is chosen always and with an almost constant gate.
+2. Tokens are clustered by direction (spherical k-means); each cluster has a specialist, whose
+   router row is the centroid and whose neurons contribute most on its tokens, among the rest.
+3. All down projections are divided by their mean gate, then refitted together by ridge
+   regression so that the gated sums give the dense layer's output.
 
-Each expert alone approximates the dense layer on its own tokens, so the gated sum of two does too.
 The result is a Mixtral checkpoint: softmax over experts, top-k, renormalised.
 """
 
@@ -33,17 +34,20 @@ from edgekit.progress import Progress
 from edgekit.sequences import TokenSequence
 
 ITERATIONS = 12  # of k-means
+SWEEPS = 3  # of the joint fit
 
 
 @dataclass(frozen=True)
 class StandInOptions:
-    """``experts`` of ``neurons`` each; ``sharpness`` scales the router's cosine."""
+    """``experts`` of ``neurons`` each; router logits are ``constant`` for the common expert and
+    ``sharpness`` times the cosine to the centroid for the specialists."""
 
     experts: int = 8
     experts_per_token: int = 2
-    neurons: int = 1152
-    sharpness: float = 12.0
-    ridge: float = 0.02
+    neurons: int = 704
+    constant: float = 1.5
+    sharpness: float = 0.8
+    ridge: float = 3.0
     seed: int = 0
 
 
@@ -185,32 +189,69 @@ def split_layer(
     x: torch.Tensor,
     options: StandInOptions,
     generator: torch.Generator,
-    wanted: torch.Tensor | None = None,
 ) -> ExpertLayer:
     """Split one SwiGLU layer on its inputs ``x`` [T, H]; see the module for the steps."""
     router = _router(x, options, generator)
-    _, chosen = (x @ router.T).topk(options.experts_per_token, dim=-1)
+    gates, chosen = (x @ router.T).softmax(-1).topk(options.experts_per_token, dim=-1)
+    gates = gates / gates.sum(-1, keepdim=True)
     activation = torch.nn.functional.silu(x @ gate.T) * (x @ up.T)
-    target = activation @ down.T if wanted is None else wanted
     importance = activation.abs() * down.norm(dim=0)
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    common = importance.sum(0).topk(options.neurons).indices
+    importance[:, common] = 0
+    neurons, downs, shares = [], [], []
     for expert in range(options.experts):
-        tokens = (chosen == expert).any(-1)
-        first = chosen[:, 0] == expert
-        score = importance[first].sum(0) + importance[tokens].sum(0)
-        neurons = score.topk(options.neurons).indices.sort().values
-        refit = _refit(activation[tokens][:, neurons], target[tokens], down[:, neurons], options)
-        parts.append((neurons, refit))
-    neurons = torch.stack([n for n, _ in parts])
-    return ExpertLayer(router, gate[neurons], up[neurons], torch.stack([d for _, d in parts]))
+        tokens, slot = torch.where(chosen == expert)
+        weight = gates[tokens, slot]
+        best = importance[tokens].sum(0).topk(options.neurons).indices if expert else common
+        best = best.sort().values
+        neurons.append(best)
+        downs.append(down[:, best] / (weight.mean() if len(weight) else 1.0))
+        shares.append(_Share(tokens, activation[tokens][:, best] * weight[:, None], options))
+    _fit_jointly(shares, downs, activation @ down.T)
+    index = torch.stack(neurons)
+    return ExpertLayer(router, gate[index], up[index], torch.stack(downs))
+
+
+class _Share:
+    """What one expert sees: its tokens [t], gated activations [t, I], and their factored gram."""
+
+    def __init__(
+        self, tokens: torch.Tensor, gated: torch.Tensor, options: StandInOptions
+    ) -> None:
+        self.tokens = tokens
+        self.gated = gated
+        gram = gated.T @ gated
+        gram.diagonal().add_(options.ridge * gram.diagonal().mean() + 1e-6)
+        self.factor = torch.linalg.cholesky(gram)
+
+
+def _fit_jointly(
+    shares: Sequence[_Share], downs: list[torch.Tensor], target: torch.Tensor
+) -> None:
+    """Refit the down projections [H, I] in place so that the gated sums give ``target`` [T, H].
+
+    Block coordinate descent: each expert in turn fits what the others leave, by ridge regression
+    around its present weights.
+    """
+    rest = target.clone()
+    for share, down in zip(shares, downs, strict=True):
+        rest.index_add_(0, share.tokens, share.gated @ down.T, alpha=-1)
+    for _ in range(SWEEPS):
+        for share, down in zip(shares, downs, strict=True):
+            side = share.gated.T @ rest[share.tokens]
+            step = torch.cholesky_solve(side, share.factor)
+            down += step.T
+            rest.index_add_(0, share.tokens, share.gated @ step, alpha=-1)
 
 
 def _router(x: torch.Tensor, options: StandInOptions, generator: torch.Generator) -> torch.Tensor:
-    """Centroids of the directions of ``x``, scaled to ``sharpness`` per unit of cosine."""
+    """Rows [E, H]: the constant of the common expert, then the specialists' centroids."""
+    gram = x.T @ x
+    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
+    constant = torch.linalg.solve(gram, x.sum(0)) * options.constant
     directions = torch.nn.functional.normalize(x, dim=-1)
-    centre = directions.mean(0)
-    directions = torch.nn.functional.normalize(directions - centre, dim=-1)
-    start = torch.randperm(len(x), generator=generator)[: options.experts]
+    directions = torch.nn.functional.normalize(directions - directions.mean(0), dim=-1)
+    start = torch.randperm(len(x), generator=generator)[: options.experts - 1]
     centroids = directions[start]
     for _ in range(ITERATIONS):
         nearest = (directions @ centroids.T).argmax(-1)
@@ -219,21 +260,7 @@ def _router(x: torch.Tensor, options: StandInOptions, generator: torch.Generator
         sums[empty] = centroids[empty]
         centroids = torch.nn.functional.normalize(sums, dim=-1)
     typical = x.norm(dim=-1).median()
-    return centroids * (options.sharpness / typical)
-
-
-def _refit(
-    activation: torch.Tensor, target: torch.Tensor, down: torch.Tensor, options: StandInOptions
-) -> torch.Tensor:
-    """argmin_D ||activation D^T - target||^2 + r ||D - down||^2, in closed form."""
-    if len(activation) == 0:
-        return down
-    gram = activation.T @ activation
-    strength = options.ridge * gram.diagonal().mean() + 1e-6
-    gram.diagonal().add_(strength)
-    residual = target - activation @ down.T
-    correction = torch.cholesky_solve(activation.T @ residual, torch.linalg.cholesky(gram))
-    return down + correction.T
+    return torch.cat([constant[None], centroids * (options.sharpness / typical)])
 
 
 def _write(
