@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import BadInputError
+from edgekit.text import ChatTokenizer
 
 
 class Message(TypedDict):
@@ -88,6 +89,8 @@ class TokenEvent:
 
 class Engine(Protocol):
     """A loaded variant. Not thread safe; one answer at a time."""
+
+    tokenizer: ChatTokenizer
 
     @property
     def runtime(self) -> str:

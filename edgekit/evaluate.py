@@ -1,0 +1,152 @@
+"""Measure a compiled variant against its teacher, as it will run.
+
+For every held-out sequence the teacher's logits and those of each target's engine are compared
+position by position: KL(teacher || student) in nats per token over the whole vocabulary, top-1
+agreement, and the perplexity of both. Speed and memory are measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from edgekit.atomic import write_json
+from edgekit.bootstrap import exponential, mean_interval
+from edgekit.errors import BadInputError, MissingRuntimeError
+from edgekit.manifest import Quality, TargetResult
+from edgekit.progress import Progress
+from edgekit.runtimes.engine import Engine, load_engine
+from edgekit.runtimes.speed import measure_speed
+from edgekit.sequences import TokenSequence
+
+Float = NDArray[np.float32]
+LogitsFunction = Callable[[NDArray[np.int32]], Float]
+
+
+class EvaluationReport(BaseModel):
+    """``results`` per target; ``skipped`` says why a target could not be measured here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size_bytes: int
+    teacher_bytes: int
+    positions: int
+    domains: dict[str, int]
+    results: list[TargetResult]
+    skipped: dict[str, str]
+
+    def worst_quality(self) -> Quality:
+        """The overall quality of the target with the largest KL."""
+        return max((r.quality["all"] for r in self.results), key=lambda q: q.kl.value)
+
+
+class _Scores:
+    """Per-position values of one sequence, float64 [T - 1] each."""
+
+    def __init__(self, teacher: Float, student: Float, tokens: NDArray[np.int32]) -> None:
+        p, q = log_softmax(teacher[:-1]), log_softmax(student[:-1])
+        rows, following = np.arange(len(tokens) - 1), tokens[1:]
+        self.kl = np.sum(np.exp(p) * (p - q), axis=-1)
+        self.agreement = (p.argmax(-1) == q.argmax(-1)).astype(np.float64)
+        self.student_nll = -q[rows, following]
+        self.teacher_nll = -p[rows, following]
+
+
+def evaluate(
+    variant: Path,
+    teacher: LogitsFunction,
+    teacher_bytes: int,
+    sequences: Sequence[TokenSequence],
+    targets: Sequence[str],
+    out: Path,
+    progress: Progress,
+) -> EvaluationReport:
+    """Measure ``variant`` on the held-out ``sequences`` and write ``out/evaluation.json``.
+
+    ``teacher`` maps tokens [T] to logits [T, vocab_size].
+
+    Raises:
+        BadInputError: there are no held-out sequences.
+        MissingRuntimeError: none of the targets can be run on this machine.
+    """
+    held_out = [s for s in sequences if s.held_out and len(s.tokens) > 1]
+    if not held_out:
+        raise BadInputError("no held-out sequences to evaluate on; raise [data] held_out_tokens")
+    scores, skipped = _score(variant, teacher, held_out, targets, progress)
+    results = []
+    for target, values in scores.items():
+        domains = ["all", *sorted({s.domain for s in held_out})]
+        quality = {d: _quality(values, held_out, d) for d in domains}
+        with progress.task(f"measure the speed of {target}", 1) as task:
+            speed = measure_speed(variant, target)
+            task.advance()
+        results.append(TargetResult(target=target, quality=quality, speed=speed))
+    counts: dict[str, int] = {}
+    for sequence in held_out:
+        counts[sequence.domain] = counts.get(sequence.domain, 0) + len(sequence.tokens) - 1
+    report = EvaluationReport(
+        size_bytes=sum(f.stat().st_size for f in variant.rglob("*") if f.is_file()),
+        teacher_bytes=teacher_bytes,
+        positions=sum(counts.values()),
+        domains=counts,
+        results=results,
+        skipped=skipped,
+    )
+    write_json(out / "evaluation.json", report.model_dump(mode="json"))
+    return report
+
+
+def _score(
+    variant: Path,
+    teacher: LogitsFunction,
+    sequences: Sequence[TokenSequence],
+    targets: Sequence[str],
+    progress: Progress,
+) -> tuple[dict[str, list[_Scores]], dict[str, str]]:
+    """Scores of every target that this machine can run; the teacher runs once per sequence."""
+    skipped: dict[str, str] = {}
+    with ExitStack() as stack:
+        engines: dict[str, Engine] = {}
+        for target in targets:
+            try:
+                engines[target] = stack.enter_context(closing(load_engine(variant, target)))
+            except MissingRuntimeError as error:
+                skipped[target] = str(error)
+        if not engines:
+            raise MissingRuntimeError(
+                f"none of the targets can be run here: {'; '.join(skipped.values())}"
+            )
+        scores: dict[str, list[_Scores]] = {target: [] for target in engines}
+        with progress.task("compare with the teacher", len(sequences)) as task:
+            for sequence in sequences:
+                reference = teacher(sequence.tokens)
+                for target, engine in engines.items():
+                    logits = engine.logits(sequence.tokens.tolist())
+                    scores[target].append(_Scores(reference, logits, sequence.tokens))
+                task.advance()
+    return scores, skipped
+
+
+def log_softmax(logits: Float) -> NDArray[np.float64]:
+    """Log-probabilities over the last axis, in double precision."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _quality(scores: Sequence[_Scores], sequences: Sequence[TokenSequence], domain: str) -> Quality:
+    chosen = [
+        score
+        for score, sequence in zip(scores, sequences, strict=True)
+        if domain in ("all", sequence.domain)
+    ]
+    return Quality(
+        kl=mean_interval([s.kl for s in chosen]),
+        top1_agreement=mean_interval([s.agreement for s in chosen]),
+        perplexity=exponential(mean_interval([s.student_nll for s in chosen])),
+        teacher_perplexity=exponential(mean_interval([s.teacher_nll for s in chosen])),
+    )
