@@ -1,0 +1,74 @@
+"""Digests that decide whether a step must run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from edgekit.atomic import write_json
+from edgekit.checkpoint import TOKENIZER_FILES, shard_names
+from edgekit.pack import file_sha256
+from edgekit.progress import Progress
+
+# Modules that every step builds on; a change in one of them runs everything again.
+CORE = ("architecture", "checkpoint", "tensorfile", "scheme", "sequences", "rope", "text")
+TOOLS = ("edgekit", "torch", "transformers", "openvino", "openvino-genai", "onnxruntime",
+         "onnxruntime-genai", "numpy", "tokenizers")  # fmt: skip
+
+
+def json_digest(value: Any) -> str:
+    """sha256 of a JSON value, keys sorted."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def code_digest(package: str) -> str:
+    """sha256 of the sources of the core modules and of ``edgekit.<package>``."""
+    digest = hashlib.sha256()
+    core = resources.files("edgekit")
+    files = [core / f"{name}.py" for name in CORE]
+    if package:
+        folder = resources.files(f"edgekit.{package}")
+        files += sorted((f for f in folder.iterdir() if f.name.endswith(".py")), key=str)
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def checkpoint_digest(directory: Path, memory: Path, progress: Progress) -> str:
+    """sha256 over config, weights and tokenizer of a checkpoint.
+
+    Hashes of large files are remembered in ``memory`` by size and time of change.
+    """
+    names = ["config.json", *shard_names(directory)]
+    names += [n for n in TOKENIZER_FILES if (directory / n).is_file()]
+    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    fresh: dict[str, list[Any]] = {}
+    total = sum((directory / n).stat().st_size for n in names)
+    with progress.task("hash the model", total) as task:
+        for name in names:
+            status = (directory / name).stat()
+            key = str((directory / name).absolute())
+            stamp = [status.st_size, status.st_mtime_ns]
+            if key in known and known[key][:2] == stamp:
+                fresh[key] = known[key]
+            else:
+                fresh[key] = [*stamp, file_sha256(directory / name)]
+            task.advance(status.st_size)
+    if fresh != known:
+        write_json(memory, {**known, **fresh})
+    hashes = {name: fresh[str((directory / name).absolute())][2] for name in names}
+    return json_digest(hashes)
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the tools that a result depends on, where installed."""
+    versions = {}
+    for name in TOOLS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,108 @@
+"""Make a pack from a compiled variant and what was measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit.architecture import describe
+from edgekit.checkpoint import read_config
+from edgekit.digests import tool_versions
+from edgekit.evaluate import EvaluationReport
+from edgekit.manifest import (
+    GateResult,
+    Lineage,
+    Manifest,
+    Student,
+    TargetResult,
+    Teacher,
+    Variant,
+)
+from edgekit.pack import copy_variant, write_manifest
+from edgekit.progress import Progress
+from edgekit.recipe import Recipe
+from edgekit.scheme import read_scheme
+
+WEIGHTS = "weights.safetensors"
+RUNTIME_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
+FIXED_MEMORY = 150_000_000  # runtime and buffers, seen on both runtimes
+
+
+def make_pack(
+    recipe: Recipe,
+    variant: Path,
+    teacher_digest: str,
+    records: Mapping[str, Mapping[str, Any]],
+    evaluation: EvaluationReport,
+    gates: Sequence[GateResult],
+    out: Path,
+    progress: Progress,
+) -> Manifest:
+    """Write the pack into the existing, empty directory ``out``."""
+    architecture = describe(read_config(variant))
+    moe = architecture.moe
+    name = "sparse" if moe else "dense"
+    files = copy_variant(variant, out, name, progress)
+    weights = next(f.size for f in files if f.path == WEIGHTS)
+    context = max(t.context for t in recipe.targets)
+    versions = tool_versions()
+    runtimes = {t.name.split("-")[0] for t in recipe.targets}
+    manifest = Manifest(
+        name=recipe.pack.name,
+        version=recipe.pack.version,
+        license=recipe.pack.license or recipe.teacher.license,
+        teacher=Teacher(name=recipe.teacher.model.rstrip("/").split("/")[-1],
+                        digest=teacher_digest),
+        student=Student(
+            architecture=architecture.model_type,
+            parameters=architecture.parameters(),
+            active_parameters=architecture.active_parameters(),
+            num_experts=moe.num_experts if moe else 0,
+            num_experts_per_tok=moe.num_experts_per_tok if moe else 0,
+            context_length=architecture.context_length,
+            scheme=read_scheme(variant).name,
+        ),
+        lineage=_lineage(recipe, records, versions),
+        variants=[
+            Variant(
+                id=name,
+                weights_file=WEIGHTS,
+                targets=_targets(recipe, evaluation),
+                minimum_runtime_versions={
+                    p: versions[p] for r in sorted(runtimes) if (p := RUNTIME_PACKAGES[r]) in versions
+                },
+                memory_estimate_bytes=weights + context * architecture.kv_bytes_per_token(4)
+                + FIXED_MEMORY,
+                files=files,
+            )
+        ],
+        gates=list(gates) if not recipe.pack.reproducible else [
+            g for g in gates if "second" not in g.name and "first_token" not in g.name
+        ],
+    )  # fmt: skip
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _targets(recipe: Recipe, evaluation: EvaluationReport) -> list[TargetResult]:
+    """Measured targets, and those that this machine could not run, without figures."""
+    measured = {r.target: r for r in evaluation.results}
+    results = [measured.get(t.name, TargetResult(target=t.name)) for t in recipe.targets]
+    if recipe.pack.reproducible:
+        results = [r.model_copy(update={"speed": None}) for r in results]
+    return results
+
+
+def _lineage(
+    recipe: Recipe, records: Mapping[str, Mapping[str, Any]], versions: dict[str, str]
+) -> Lineage:
+    sections = {"data": recipe.data, "shrink": recipe.shrink, "distill": recipe.distill}
+    kept = records["shrink"]["report"]["kept"] if "shrink" in records else {}
+    return Lineage(
+        recipe_digest=recipe.digest(),
+        calibration_digest=records["data"]["report"]["digest"],
+        kept_experts={str(layer): experts for layer, experts in kept.items()},
+        seeds={name: section.seed for name, section in sections.items() if section},
+        tool_versions=versions,
+    )

@@ -1,0 +1,159 @@
+"""The steps of a build: what each reads, what configures it, and the function that runs it.
+
+Imports of torch stay inside the functions, so that a dry run and a finished build need none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from edgekit.progress import Progress
+from edgekit.recipe import Recipe
+from edgekit.scheme import Scheme
+
+Paths = Mapping[str, Path]  # output directories of earlier steps; "teacher" and "student" too
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step's function is given: where to read, write, keep scratch, and report."""
+
+    inputs: Paths
+    out: Path
+    scratch: Path
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step; ``params`` is JSON and enters the digest, ``package`` names the code it runs."""
+
+    name: str
+    package: str
+    inputs: tuple[str, ...]
+    params: dict[str, Any]
+    run: Callable[[Context], Any]
+
+
+def plan_steps(recipe: Recipe) -> list[Step]:
+    """The steps of a recipe, in order; those that it leaves out are absent."""
+    steps = [_data(recipe)]
+    student = "student" if recipe.student else "teacher"
+    if recipe.shrink:
+        steps.append(_shrink(recipe))
+        student = "shrink"
+    if recipe.distill and recipe.distill.steps:
+        steps += [_capture(recipe), _distill(recipe, student)]
+        student = "distill"
+    steps.append(_quantize(recipe, student))
+    steps.append(_compile(recipe))
+    steps.append(_evaluate(recipe))
+    return steps
+
+
+def _json(section: BaseModel) -> dict[str, Any]:
+    return section.model_dump(mode="json")
+
+
+def _data(recipe: Recipe) -> Step:
+    def run(c: Context) -> Any:
+        from edgekit.distill.calibration import make_sequences
+
+        return make_sequences(c.inputs["teacher"], recipe.data, c.out, c.progress, c.scratch)
+
+    files = {f: Path(f).stat().st_mtime_ns for f in recipe.data.files if Path(f).is_file()}
+    return Step("data", "distill", ("teacher",), {**_json(recipe.data), "changed": files}, run)
+
+
+def _shrink(recipe: Recipe) -> Step:
+    section = recipe.shrink
+    assert section is not None
+
+    def run(c: Context) -> Any:
+        from edgekit.distill.shrink import shrink
+
+        return shrink(c.inputs["teacher"], c.inputs["data"], section, c.out, c.progress)
+
+    return Step("shrink", "distill", ("teacher", "data"), _json(section), run)
+
+
+def _capture(recipe: Recipe) -> Step:
+    assert recipe.distill is not None
+    top_k = recipe.distill.top_k
+
+    def run(c: Context) -> Any:
+        from edgekit.distill.capture import capture
+
+        teacher, data = c.inputs["teacher"], c.inputs["data"]
+        return capture(teacher, data, top_k, c.out, c.progress, c.scratch)
+
+    return Step("capture", "distill", ("teacher", "data"), {"top_k": top_k}, run)
+
+
+def _distill(recipe: Recipe, student: str) -> Step:
+    section = recipe.distill
+    assert section is not None
+
+    def run(c: Context) -> Any:
+        from edgekit.distill.train import train
+
+        return train(
+            c.inputs[student], c.inputs["capture"], section, c.out, c.progress, c.scratch
+        )
+
+    return Step("distill", "distill", (student, "capture"), _json(section), run)
+
+
+def _quantize(recipe: Recipe, student: str) -> Step:
+    section = recipe.quantize
+
+    def run(c: Context) -> Any:
+        from edgekit.quantize.write import quantize
+
+        scheme = Scheme.parse(section.scheme)
+        return quantize(c.inputs[student], scheme, c.out, c.progress, section.method)
+
+    return Step("quantize", "quantize", (student,), _json(section), run)
+
+
+def _compile(recipe: Recipe) -> Step:
+    targets = [t.name for t in recipe.targets]
+
+    def run(c: Context) -> Any:
+        from edgekit.runtimes.compile import compile_variant
+
+        return compile_variant(c.inputs["quantize"], targets, c.out, c.progress)
+
+    return Step("compile", "runtimes", ("quantize",), {"targets": targets}, run)
+
+
+def _evaluate(recipe: Recipe) -> Step:
+    targets = [t.name for t in recipe.targets]
+
+    def run(c: Context) -> Any:
+        from edgekit.checkpoint import Checkpoint
+        from edgekit.distill.teacher import teacher_logits
+        from edgekit.evaluate import evaluate
+        from edgekit.sequences import FILE_NAME, read_sequences
+
+        with Checkpoint(c.inputs["teacher"]) as checkpoint:
+            size = checkpoint.nbytes
+        return evaluate(
+            c.inputs["compile"], teacher_logits(c.inputs["teacher"]), size,
+            read_sequences(c.inputs["data"] / FILE_NAME), targets, c.out, c.progress,
+        )  # fmt: skip
+
+    return Step("evaluate", "runtimes", ("teacher", "data", "compile"), {"targets": targets}, run)
+
+
+def report_json(report: Any) -> Any:
+    """A step's report as JSON values."""
+    if isinstance(report, BaseModel):
+        return report.model_dump(mode="json")
+    return dataclasses.asdict(report)
