@@ -1,0 +1,95 @@
+"""What the verbs share: options, tables and JSON output."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 100
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Out = Annotated[Path, typer.Option("--out", help="Directory to write; must not exist.")]
+Model = Annotated[
+    str, typer.Argument(help="Directory, hf://owner/name, FILE.gguf or package:NAME.")
+]
+
+
+def console() -> Console:
+    """Standard output, at most 100 columns wide."""
+    probe = Console()
+    return Console(width=min(probe.width, WIDTH), soft_wrap=False)
+
+
+def to_json(value: Any) -> Any:
+    """Reports as JSON values."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(to_json(value), indent=2, ensure_ascii=False))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose other columns are figures."""
+    result = Table(title=title or None, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def size(value: float) -> str:
+    """Bytes for people: "85.9 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def count(value: float) -> str:
+    """Parameters for people: "134.5 M"."""
+    for unit in ("", " k", " M", " B"):
+        if value < 1000:
+            return f"{value:.0f}{unit}" if not unit else f"{value:.1f}{unit}"
+        value /= 1000
+    return f"{value:.1f} T"
+
+
+def parse_bytes(text: str) -> int:
+    """"16GB", "512 MB" or a plain number of bytes.
+
+    Raises:
+        BadInputError: anything else.
+    """
+    from edgekit.errors import BadInputError
+
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+             "kib": 2**10, "mib": 2**20, "gib": 2**30}  # fmt: skip
+    lowered = text.strip().lower()
+    number = lowered.rstrip("bgikmt ").strip()
+    unit = lowered[len(number) :].strip()
+    try:
+        value = float(number) * units[unit]
+    except (ValueError, KeyError):
+        raise BadInputError(f"{text!r} is not a size; write it like 16GB") from None
+    if not 0 < value < 1e18:
+        raise BadInputError(f"{text!r} is not a sensible size; write it like 16GB")
+    return int(value)
