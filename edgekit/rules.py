@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgekit.architecture import Architecture
-from edgekit.scheme import Packing, Scheme
+from edgekit.quantize.layout import misfit
+from edgekit.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,15 @@ class Finding:
     blocks: bool
 
 
-def _packings(architecture: Architecture, scheme: Scheme) -> list[tuple[int, Packing]]:
-    """Input dimension and packing of every distinct packed matrix."""
-    found = {(s.shape[1], scheme.packing(s)) for s in architecture.tensors() if len(s.shape) == 2}
-    return [(columns, packing) for columns, packing in found if packing]
-
-
 def _group_misfit(architecture: Architecture, scheme: Scheme) -> bool:
-    return any(
-        columns % packing.group_size or columns * packing.bits % 32
-        for columns, packing in _packings(architecture, scheme)
-    )
+    return misfit(architecture, scheme) is not None
 
 
 def _block_misfit(architecture: Architecture, scheme: Scheme) -> bool:
     """Per-channel scales are repeated per block of 16 or more, which must divide the inputs."""
-    return any(columns % 16 for columns, _ in _packings(architecture, scheme))
+    return any(
+        spec.shape[1] % 16 for spec in architecture.tensors() if scheme.packing(spec) is not None
+    )
 
 
 OPENVINO = ("openvino-cpu", "openvino-gpu", "openvino-npu")

@@ -6,9 +6,8 @@ The layout of the file is what the runtimes read in place (:mod:`edgekit.scheme`
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ from edgekit.checkpoint import WEIGHTS, Checkpoint, copy_tokenizer
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.quantize.codes import Method, pack, quantize_matrix
+from edgekit.quantize.layout import layout, misfit
 from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Packing, Scheme, float_dtype
-from edgekit.tensorfile import DTYPES, TensorFileWriter, TensorInfo
+from edgekit.tensorfile import DTYPES, TensorFileWriter
 
 ROWS_AT_ONCE = 1 << 20  # elements of one slice; bounds the working memory of the search
 Packed = tuple[NDArray[np.int32], NDArray[np.float16]]
@@ -53,11 +53,11 @@ def quantize(
     with Checkpoint(model) as checkpoint:
         architecture = checkpoint.architecture
         check_groups(architecture, scheme, str(model / "config.json"))
-        layout = list(_layout(architecture, scheme))
+        tensors = list(layout(architecture, scheme))
         total = architecture.parameters()
         error = weight = 0.0
         with (
-            TensorFileWriter(out / WEIGHTS, layout, {"format": "pt"}) as writer,
+            TensorFileWriter(out / WEIGHTS, tensors, {"format": "pt"}) as writer,
             progress.task(f"quantize to {scheme.name}", total) as task,
         ):
             for spec in checkpoint.specs:
@@ -91,22 +91,13 @@ def check_groups(architecture: Architecture, scheme: Scheme, source: str) -> Non
         BadInputError: names the first such matrix and the schemes that fit.
     """
     names = ("int4-g128", "int4-g64", "int4-g32", "int4-channel")
-    if not (bad := _misfit(architecture, scheme)):
+    if not (bad := misfit(architecture, scheme)):
         return
-    fitting = [n for n in names if not _misfit(architecture, Scheme.parse(n))]
+    fitting = [n for n in names if not misfit(architecture, Scheme.parse(n))]
     raise BadInputError(
         f"{source}: {bad.name} has {bad.shape[1]} inputs, which the group of {scheme.name} does "
         f"not divide; use {' or '.join(fitting) or 'none'}"
     )
-
-
-def _misfit(architecture: Architecture, scheme: Scheme) -> TensorSpec | None:
-    """The first matrix that ``scheme`` cannot store; packed rows are whole 32-bit words."""
-    for spec in architecture.tensors():
-        packing = scheme.packing(spec)
-        if packing and (spec.shape[1] % packing.group_size or spec.shape[1] * packing.bits % 32):
-            return spec
-    return None
 
 
 def _finite(checkpoint: Checkpoint, spec: TensorSpec) -> NDArray[np.float32]:
@@ -138,28 +129,6 @@ def _quantize_rows(
     codes = np.concatenate([p[0] for p in parts])
     scales = np.concatenate([p[1] for p in parts])
     return (codes, scales), sum(p[2] for p in parts)
-
-
-def _layout(architecture: Architecture, scheme: Scheme) -> Iterator[TensorInfo]:
-    """Tensors in file order; the experts of a projection lie side by side, codes then scales."""
-    shapes: list[TensorInfo] = []
-
-    def neighbours(spec: TensorSpec) -> tuple[int, str] | str:
-        return (spec.layer, spec.projection) if spec.role == "expert" else spec.name
-
-    for _, run in itertools.groupby(architecture.tensors(), neighbours):
-        specs = list(run)
-        packing = scheme.packing(specs[0])
-        if packing is None:
-            yield from (TensorInfo(s.name, float_dtype(s, scheme), s.shape) for s in specs)
-            continue
-        rows, columns = specs[0].shape
-        words, groups = columns * packing.bits // 32, columns // packing.group_size
-        yield from (TensorInfo(s.name + "_packed", "I32", (rows, words)) for s in specs)
-        yield from (TensorInfo(s.name + "_scale", "F16", (rows, groups)) for s in specs)
-        shapes += [TensorInfo(s.name + "_shape", "I64", (2,)) for s in specs]
-    yield from shapes
-    yield TensorInfo(CONSTANTS, "U8", (CONSTANTS_BYTES,))
 
 
 def quantized_config(

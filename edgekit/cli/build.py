@@ -1,0 +1,67 @@
+"""``edgekit build``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.cli.common import Json, console, print_json, size, table
+from edgekit.progress import default_progress
+from edgekit.recipe import load_recipe
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def command(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
+    out: Annotated[Path, typer.Option("--out", help="Run directory; an old run continues.")],
+    start_from: Annotated[
+        str, typer.Option("--from", help="Run this step and all later ones again.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe, steps and estimates.")
+    ] = False,
+    override_gate: Annotated[
+        list[str] | None, typer.Option(help="Accept a failed gate; recorded in the manifest.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Ignore memory and disk checks.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a recipe: the whole road, resumable."""
+    from edgekit.estimate import estimate_build, require_resources
+
+    resolved = load_recipe(recipe)
+    estimates = estimate_build(resolved, default_progress())
+    if dry_run:
+        if json:
+            print_json({"recipe": resolved, "steps": estimates})
+            return
+        print(resolved.to_toml())
+        rows = [(e.step, e.time, size(e.memory_bytes), size(e.disk_bytes)) for e in estimates]
+        console().print(table("Steps", ["step", "time", "peak memory", "disk"], rows))
+        return
+    from edgekit.pipeline import BuildOptions, build
+
+    require_resources(estimates, out, force)
+    notify = (lambda _: None) if json else (lambda text: print(f"· {text}", file=sys.stderr))
+    options = BuildOptions(start_from, tuple(override_gate or ()), notify)
+    result = build(resolved, out, default_progress(), options)
+    if json:
+        print_json(
+            {"pack": result.pack, "report": result.report, "skipped": result.skipped,
+             "evaluation": result.evaluation, "gates": result.manifest.gates}
+        )  # fmt: skip
+        return
+    rows = [
+        (r.target, f"{r.quality['all'].kl.value:.4f}", f"{r.quality['all'].top1_agreement.value:.3f}",
+         f"{r.quality['all'].perplexity.value:.2f}",
+         f"{r.speed.tokens_per_second:.1f}" if r.speed else "-")
+        for r in result.evaluation.results
+    ]  # fmt: skip
+    head = ["target", "KL, nats/token", "top-1", "perplexity", "tokens/s"]
+    console().print(table("", head, rows))
+    print(f"Pack: {result.pack}\nReport: {result.report}")

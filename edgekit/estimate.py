@@ -1,0 +1,92 @@
+"""What a build will need before it starts: time class, peak memory and disk of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.architecture import Architecture, describe
+from edgekit.checkpoint import read_config
+from edgekit.memory import require_disk, require_memory
+from edgekit.plan import weights_bytes
+from edgekit.progress import Progress
+from edgekit.recipe import Recipe
+from edgekit.scheme import Scheme
+from edgekit.sources import resolve_config
+from edgekit.steps import plan_steps
+
+BASE_MEMORY = 700_000_000  # Python, torch and the runtimes
+TOKENS_TIMES_PARAMETERS_PER_SECOND = 6e10  # multiply-adds of a 2-core CPU in float32, measured
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """``time`` is a class ("seconds", "minutes", "hours", "days"), on two cores without a GPU."""
+
+    step: str
+    time: str
+    memory_bytes: int
+    disk_bytes: int
+
+
+def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
+    """Estimates of every step, from the models' ``config.json`` alone."""
+    teacher = _architecture(recipe.teacher.model, progress)
+    student = _architecture(recipe.student.model, progress) if recipe.student else teacher
+    keep = recipe.shrink.keep if recipe.shrink else 1.0
+    parameters = student.parameters()
+    if student.moe:
+        experts = sum(s.parameters for s in student.tensors() if s.role == "expert")
+        parameters -= int(experts * (1 - keep))
+    scheme = Scheme.parse(recipe.quantize.scheme)
+    packed = weights_bytes(student, scheme, keep)
+    tokens = recipe.data.tokens + recipe.data.held_out_tokens
+    active = teacher.active_parameters()
+    load = teacher.parameters() * 4 + BASE_MEMORY
+    distill = recipe.distill
+    seen = distill.steps * distill.batch_tokens if distill else 0
+    cache = tokens * (distill.top_k * 6 + 2) if distill else 0
+    # step -> (multiply-adds, memory, disk)
+    table = {
+        "data": (tokens * active * 1.5, load, tokens * 8),
+        "shrink": (tokens * active * 2.5, load, parameters * 2),
+        "capture": (tokens * active, load, cache),
+        "distill": (seen * student.active_parameters() * 3, parameters * 10 + BASE_MEMORY,
+                    parameters * 2),
+        "quantize": (parameters * 400, BASE_MEMORY, packed),
+        "compile": (parameters, BASE_MEMORY, packed),
+        "evaluate": (recipe.data.held_out_tokens * active * 2, load + 3 * packed, 0),
+    }  # fmt: skip
+    result = []
+    for step in plan_steps(recipe):
+        work, memory, disk = table[step.name]
+        seconds = work / TOKENS_TIMES_PARAMETERS_PER_SECOND
+        result.append(StepEstimate(step.name, time_class(seconds), int(memory), int(disk)))
+    result.append(StepEstimate("pack", "seconds", BASE_MEMORY, packed))
+    return result
+
+
+def time_class(seconds: float) -> str:
+    """A rough word for a duration."""
+    for limit, word in ((60, "seconds"), (3600, "minutes"), (86_400, "hours")):
+        if seconds < limit:
+            return word
+    return "days"
+
+
+def require_resources(estimates: Sequence[StepEstimate], out: Path, force: bool) -> None:
+    """Refuse a build that will not fit, before it starts.
+
+    Raises:
+        OutOfResourcesError: names the step that needs too much memory, or the disk.
+    """
+    largest = max(estimates, key=lambda e: e.memory_bytes)
+    require_memory(largest.memory_bytes, f"the step {largest.step}", force)
+    if not force:
+        require_disk(out, sum(e.disk_bytes for e in estimates), "the build")
+
+
+def _architecture(source: str, progress: Progress) -> Architecture:
+    directory = resolve_config(source, progress)
+    return describe(read_config(directory), str(directory / "config.json"))

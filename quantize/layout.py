@@ -1,0 +1,41 @@
+"""Where every tensor of a quantized checkpoint lies, and which schemes a model's shapes allow."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from edgekit.architecture import Architecture, TensorSpec
+from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Scheme, float_dtype
+from edgekit.tensorfile import TensorInfo
+
+
+def misfit(architecture: Architecture, scheme: Scheme) -> TensorSpec | None:
+    """The first matrix that ``scheme`` cannot store; packed rows are whole 32-bit words."""
+    for spec in architecture.tensors():
+        packing = scheme.packing(spec)
+        if packing and (spec.shape[1] % packing.group_size or spec.shape[1] * packing.bits % 32):
+            return spec
+    return None
+
+
+def layout(architecture: Architecture, scheme: Scheme) -> Iterator[TensorInfo]:
+    """Tensors in file order; the experts of a projection lie side by side, codes then scales."""
+    shapes: list[TensorInfo] = []
+
+    def neighbours(spec: TensorSpec) -> tuple[int, str] | str:
+        return (spec.layer, spec.projection) if spec.role == "expert" else spec.name
+
+    for _, run in itertools.groupby(architecture.tensors(), neighbours):
+        specs = list(run)
+        packing = scheme.packing(specs[0])
+        if packing is None:
+            yield from (TensorInfo(s.name, float_dtype(s, scheme), s.shape) for s in specs)
+            continue
+        rows, columns = specs[0].shape
+        words, groups = columns * packing.bits // 32, columns // packing.group_size
+        yield from (TensorInfo(s.name + "_packed", "I32", (rows, words)) for s in specs)
+        yield from (TensorInfo(s.name + "_scale", "F16", (rows, groups)) for s in specs)
+        shapes += [TensorInfo(s.name + "_shape", "I64", (2,)) for s in specs]
+    yield from shapes
+    yield TensorInfo(CONSTANTS, "U8", (CONSTANTS_BYTES,))
