@@ -25,7 +25,7 @@ from edgekit.memory import peak_memory
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report import write_report
-from edgekit.run_directory import RECIPE, STEP_FILE, RunDirectory, stopwatch
+from edgekit.run_directory import INPUTS, RECIPE, STEP_FILE, RunDirectory, stopwatch
 from edgekit.sources import resolve_model
 from edgekit.steps import Context, Step, plan_steps, report_json
 
@@ -76,9 +76,10 @@ def build(
         if recipe.student:
             paths["student"] = resolve_model(recipe.student.model, progress)
         digests = {
-            name: checkpoint_digest(path, out / "inputs.json", progress)
+            name: checkpoint_digest(path, out / "hashes.json", progress)
             for name, path in paths.items()
         }
+        write_json(out / INPUTS, digests)
         records, skipped = _run_steps(run, steps, paths, digests, progress, options)
         evaluation = EvaluationReport.model_validate(records["evaluate"]["report"])
         gates = check_gates(recipe.gates, evaluation, options.override_gates)

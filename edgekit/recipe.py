@@ -11,7 +11,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -184,6 +184,26 @@ def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
             "the shrunk teacher; remove one"
         )
     return recipe
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def checked(section: type[AnySection], **values: Any) -> AnySection:
+    """A section from command-line options.
+
+    Raises:
+        BadInputError: names the option that is wrong.
+    """
+    try:
+        return section(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise BadInputError(
+            f"--{option}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}; "
+            "correct it"
+        ) from None
 
 
 def _tuples(value: Any) -> Any:

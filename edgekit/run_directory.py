@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgekit.atomic import disk_errors
+from edgekit.checkpoint import read_json
 from edgekit.errors import BadInputError
 
 LOCK = ".lock"
@@ -19,6 +20,7 @@ LOG = "run.jsonl"
 SCRATCH = ".scratch"
 STEP_FILE = "step.json"
 RECIPE = "recipe.toml"
+INPUTS = "inputs.json"
 
 
 class RunDirectory:
@@ -80,6 +82,11 @@ class RunDirectory:
         shutil.rmtree(self.path / SCRATCH / f"{step}-{digest[:16]}", ignore_errors=True)
         with contextlib.suppress(OSError):
             (self.path / SCRATCH).rmdir()
+
+
+def teacher_digest(run: Path) -> str:
+    """Digest of the teacher that a run was built from."""
+    return str(read_json(run / INPUTS)["teacher"])
 
 
 def _lock(file: IO[str]) -> None:

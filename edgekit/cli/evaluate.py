@@ -1,0 +1,62 @@
+"""``edgekit evaluate``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.cli.common import Json, Model, console, print_json, table
+from edgekit.progress import default_progress
+from edgekit.recipe import DataSection, checked
+from edgekit.report import interval
+from edgekit.sources import resolve_model
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def command(
+    variant: Annotated[Path, typer.Argument(help="A compiled variant.")],
+    teacher: Annotated[Model, typer.Option("--teacher", help="The model to compare with.")],
+    text: Annotated[list[str] | None, typer.Option(help=".txt, .jsonl, .parquet.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Repeatable.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to evaluate on.")] = 2048,
+    seed: int = 1,
+    json: Json = False,
+) -> None:
+    """KL, agreement and perplexity of what will run, against a teacher; speed and memory."""
+    section = checked(
+        DataSection, files=tuple(text or ()), tokens=64, held_out_tokens=tokens, seed=seed
+    )
+    from edgekit.checkpoint import Checkpoint
+    from edgekit.distill.calibration import make_sequences
+    from edgekit.distill.teacher import teacher_logits
+    from edgekit.evaluate import evaluate
+    from edgekit.sequences import FILE_NAME, read_sequences
+
+    progress = default_progress()
+    model = resolve_model(teacher, progress)
+    with Checkpoint(model) as checkpoint:
+        teacher_bytes = checkpoint.nbytes
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        make_sequences(model, section, directory, progress)
+        report = evaluate(
+            variant, teacher_logits(model), teacher_bytes, read_sequences(directory / FILE_NAME),
+            target or ["openvino-cpu"], directory, progress,
+        )  # fmt: skip
+    if json:
+        print_json(report)
+        return
+    rows = [
+        (f"{r.target} {domain}", interval(q.kl), interval(q.top1_agreement),
+         interval(q.perplexity, 2), f"{q.teacher_perplexity.value:.2f}")
+        for r in report.results for domain, q in r.quality.items()
+    ]  # fmt: skip
+    console().print(table("", ["", "KL, nats/token", "top-1", "perplexity", "teacher"], rows))
+    for result in report.results:
+        if result.speed:
+            print(f"{result.target}: {result.speed.tokens_per_second:.1f} tokens/s")

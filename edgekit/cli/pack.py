@@ -1,0 +1,98 @@
+"""``edgekit pack make | show | verify | archive``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.archive import archive_pack, extract_archive
+from edgekit.atomic import atomic_directory
+from edgekit.cli.common import Json, Out, console, count, print_json, size, table
+from edgekit.errors import BadInputError
+from edgekit.manifest import Manifest, read_manifest
+from edgekit.pack import verify_pack
+from edgekit.progress import default_progress
+from edgekit.run_pack import pack_run
+
+app = typer.Typer(add_completion=False, help="Make, show, verify or archive a pack.")
+Pack = Annotated[Path, typer.Argument(help="A pack's directory.")]
+
+
+@app.command()
+def make(
+    run: Annotated[Path, typer.Argument(help="A run directory whose steps are finished.")],
+    out: Out,
+    override_gate: Annotated[
+        list[str] | None, typer.Option(help="Accept a failed gate; recorded in the manifest.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a pack from a finished run."""
+    with atomic_directory(out) as directory:
+        manifest = pack_run(run, directory, override_gate or [], default_progress())
+    _print(manifest, out, json)
+
+
+@app.command()
+def show(pack: Pack, json: Json = False) -> None:
+    """What a pack holds and what was measured."""
+    _print(read_manifest(pack), pack, json)
+
+
+@app.command()
+def verify(pack: Pack, json: Json = False) -> None:
+    """Check every byte of a pack."""
+    manifest = verify_pack(pack, default_progress())
+    files = [f for v in manifest.variants for f in v.files]
+    total = sum(f.size for f in files)
+    if json:
+        print_json({"pack": pack, "files": len(files), "bytes": total, "intact": True})
+    else:
+        print(f"{pack}: intact, {len(files)} files, {size(total)}")
+
+
+@app.command()
+def archive(
+    source: Annotated[Path, typer.Argument(help="A pack, or with --extract an archive.")],
+    out: Annotated[Path, typer.Option("--out", help="The file, or with --extract the directory.")],
+    extract: Annotated[bool, typer.Option("--extract", help="Unpack an archive.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a pack into one file, or with --extract read it back, verified."""
+    if extract:
+        _print(extract_archive(source, out, default_progress()), out, json)
+        return
+    if not source.is_dir():
+        raise BadInputError(f"{source}: not a pack's directory; add --extract to unpack an archive")
+    archive_pack(source, out, default_progress())
+    if json:
+        print_json({"archive": out, "bytes": out.stat().st_size})
+    else:
+        print(f"{out}: {size(out.stat().st_size)}")
+
+
+def _print(manifest: Manifest, path: Path, json: bool) -> None:
+    if json:
+        print_json(manifest)
+        return
+    student = manifest.student
+    experts = f", {student.num_experts} experts" if student.num_experts else ""
+    print(f"{manifest.name} {manifest.version} ({manifest.license or 'no licence named'}): {path}")
+    print(f"{student.architecture}{experts}, {count(student.parameters)} parameters, {student.scheme}")
+    rows = []
+    for variant in manifest.variants:
+        total = sum(f.size for f in variant.files)
+        for result in variant.targets:
+            quality = result.quality.get("all")
+            rows.append(
+                (f"{variant.id} on {result.target}", size(total),
+                 f"{quality.kl.value:.4f}" if quality else "-",
+                 f"{quality.top1_agreement.value:.3f}" if quality else "-",
+                 f"{result.speed.tokens_per_second:.1f}" if result.speed else "-")
+            )  # fmt: skip
+    console().print(table("", ["variant", "size", "KL, nats/token", "top-1", "tokens/s"], rows))
+    for gate in manifest.gates:
+        state = "passed" if gate.passed else "overridden" if gate.overridden else "failed"
+        print(f"gate {gate.name}: {gate.measured:.4g}, limit {gate.limit:.4g}, {state}")

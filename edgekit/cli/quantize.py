@@ -1,0 +1,41 @@
+"""``edgekit quantize``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgekit.atomic import atomic_directory
+from edgekit.cli.common import Json, Model, Out, print_json, size
+from edgekit.progress import default_progress
+from edgekit.recipe import QuantizeSection, checked
+from edgekit.scheme import Scheme
+from edgekit.sources import resolve_model
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def command(
+    model: Model,
+    out: Out,
+    scheme: Annotated[str, typer.Option(help="none, int8, int4-g32/g64/g128/channel.")] = "int4-g64",
+    method: Annotated[str, typer.Option(help="mse searches each scale; rtn does not.")] = "mse",
+    json: Json = False,
+) -> None:
+    """Write a quantized checkpoint."""
+    section = checked(QuantizeSection, scheme=scheme, method=method)
+    from edgekit.quantize.write import quantize
+
+    progress = default_progress()
+    source = resolve_model(model, progress)
+    with atomic_directory(out) as directory:
+        report = quantize(source, Scheme.parse(scheme), directory, progress, section.method)
+    if json:
+        print_json(report)
+    else:
+        print(
+            f"{size(report.size_bytes)}, {report.bits_per_weight:.2f} bits per weight, relative "
+            f"squared error {report.relative_error:.2e}: {out}"
+        )

@@ -1,0 +1,52 @@
+"""``edgekit shrink``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.atomic import atomic_directory
+from edgekit.cli.common import Json, Model, Out, count, print_json
+from edgekit.progress import default_progress
+from edgekit.recipe import DataSection, ShrinkSection, checked
+from edgekit.sources import resolve_model
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def command(
+    model: Model,
+    out: Out,
+    keep: Annotated[float, typer.Option(help="Fraction of the experts that stays.")] = 0.5,
+    criterion: Annotated[str, typer.Option(help="reap, frequency or random.")] = "reap",
+    data: Annotated[list[str] | None, typer.Option(help=".txt, .jsonl, .parquet.")] = None,
+    tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 8192,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """One step alone: fewer experts."""
+    section = checked(ShrinkSection, keep=keep, criterion=criterion, seed=seed)
+    sampling = checked(DataSection, files=tuple(data or ()), tokens=tokens, seed=seed)
+    from edgekit.distill.calibration import make_sequences
+    from edgekit.distill.shrink import shrink
+
+    progress = default_progress()
+    teacher = resolve_model(model, progress)
+    with atomic_directory(out) as directory:
+        samples = directory / ".samples"
+        samples.mkdir()
+        make_sequences(teacher, sampling, samples, progress)
+        report = shrink(teacher, samples, section, directory, progress)
+        for file in samples.iterdir():
+            file.unlink()
+        samples.rmdir()
+    if json:
+        print_json(report)
+    else:
+        print(
+            f"{report.experts_before} to {report.experts_after} experts per layer, "
+            f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters: {out}"
+        )
