@@ -1,0 +1,54 @@
+"""``edgekit bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.cli.common import Json, console, print_json, size, table
+from edgekit.errors import MissingRuntimeError
+from edgekit.manifest import Speed, read_manifest
+from edgekit.pack import variant_directory
+from edgekit.progress import default_progress
+from edgekit.runtimes.devices import list_devices
+from edgekit.runtimes.speed import measure_speed
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def command(
+    pack: Annotated[Path, typer.Argument(help="A pack.")],
+    against: Annotated[list[Path] | None, typer.Option(help="Other packs, same run.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure decode speed, first token and memory of packs on every target present here."""
+    here = {d.target for d in list_devices() if d.available}
+    jobs = [
+        (path, target.target, variant_directory(path, manifest, target.target))
+        for path in [pack, *(against or [])]
+        for manifest in [read_manifest(path)]
+        for variant in manifest.variants
+        for target in variant.targets
+        if target.target in here
+    ]
+    if not jobs:
+        raise MissingRuntimeError(f"{pack}: none of its targets is on this machine; see devices")
+    results: list[tuple[Path, str, Speed]] = []
+    with default_progress().task("bench", len(jobs)) as task:
+        for path, target, directory in jobs:
+            results.append((path, target, measure_speed(directory, target)))
+            task.advance()
+    if json:
+        print_json([{"pack": p, "target": t, **s.model_dump()} for p, t, s in results])
+        return
+    base = results[0][2].tokens_per_second
+    rows = [
+        (f"{p.name} {t}", f"{s.tokens_per_second:.1f}", f"{s.tokens_per_second / base:.2f}",
+         f"{s.time_to_first_token_ms:.0f}", size(s.peak_memory_bytes))
+        for p, t, s in results
+    ]  # fmt: skip
+    head = ["pack, target", "tokens/s", "ratio", "first token ms", "memory"]
+    console().print(table("", head, rows))

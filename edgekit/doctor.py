@@ -1,0 +1,76 @@
+"""Doctor: check the installation and say what to do about each problem."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from importlib import metadata
+
+from pydantic import BaseModel, ConfigDict
+
+from edgekit.memory import available_memory
+from edgekit.runtimes.devices import list_devices
+from edgekit.sources import cache_directory
+
+BASE = ("openvino", "openvino-genai", "tokenizers", "numpy", "pydantic")
+EXTRAS = {
+    "onnx": ("onnxruntime-genai-directml" if sys.platform == "win32" else "onnxruntime-genai",),
+    "build": ("torch", "transformers", "onnx", "gguf", "matplotlib", "huggingface_hub"),
+}
+MIN_MEMORY = 4_000_000_000
+MIN_DISK = 5_000_000_000
+
+
+class Check(BaseModel):
+    """One line of the diagnosis; ``remedy`` is empty when all is well."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def diagnose() -> list[Check]:
+    """All checks; none of them raises."""
+    checks = [_python()]
+    checks += [_package(name, "") for name in BASE]
+    checks += [_package(name, extra) for extra, names in EXTRAS.items() for name in names]
+    checks += [_memory(), _disk()]
+    for device in list_devices():
+        checks.append(Check(name=device.target, ok=device.available, detail=device.detail,
+                            remedy="" if device.available else "optional"))  # fmt: skip
+    return checks
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check(name="Python", ok=True, detail=version)
+
+
+def _package(name: str, extra: str) -> Check:
+    try:
+        return Check(name=name, ok=True, detail=metadata.version(name))
+    except metadata.PackageNotFoundError:
+        target = f'"edgekit[{extra}]"' if extra else "edgekit"
+        remedy = f"pip install {target}" + (", if you need it" if extra else "")
+        return Check(name=name, ok=False, detail="not installed", remedy=remedy)
+
+
+def _memory() -> Check:
+    available = available_memory()
+    return Check(
+        name="memory", ok=available >= MIN_MEMORY, detail=f"{available / 1e9:.1f} GB available",
+        remedy="" if available >= MIN_MEMORY else "close other programs before a build",
+    )  # fmt: skip
+
+
+def _disk() -> Check:
+    cache = cache_directory()
+    existing = next(p for p in (cache, *cache.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    return Check(
+        name="disk of the cache", ok=free >= MIN_DISK, detail=f"{free / 1e9:.1f} GB free in {cache}",
+        remedy="" if free >= MIN_DISK else "free some disk",
+    )  # fmt: skip

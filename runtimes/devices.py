@@ -1,0 +1,78 @@
+"""What this machine has, and which target would be used for a pack and why."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from edgekit.rules import TARGETS
+
+PREFERENCE = ("openvino-gpu", "onnx-dml", "openvino-cpu", "onnx-cpu", "openvino-npu")
+
+
+class Device(BaseModel):
+    """A target and whether this machine can run it; ``detail`` names the device or the lack."""
+
+    model_config = ConfigDict(frozen=True)
+
+    target: str
+    available: bool
+    detail: str
+
+
+def list_devices() -> list[Device]:
+    """Every known target with the state of its device here."""
+    openvino, onnx = _openvino_devices(), _onnx_providers()
+    result = []
+    for target in TARGETS.values():
+        if target.runtime == "openvino":
+            name = next((n for d, n in openvino.items() if d.split(".")[0] == target.device), "")
+            missing = "OpenVINO finds no such device: check the driver"
+        else:
+            provider = {"CPU": "CPUExecutionProvider", "DML": "DmlExecutionProvider"}
+            name = provider[target.device] if provider[target.device] in onnx else ""
+            missing = (
+                "ONNX Runtime has no such provider here" if onnx
+                else 'not installed: pip install "edgekit[onnx]"'
+            )  # fmt: skip
+        result.append(Device(target=target.name, available=bool(name), detail=name or missing))
+    return result
+
+
+def choose(targets: Sequence[str]) -> tuple[str, list[str]]:
+    """The target to use among those of a pack, and a line of reason for each one considered.
+
+    The empty string means that none of them can run here.
+    """
+    devices = {d.target: d for d in list_devices()}
+    chosen, reasons = "", []
+    for target in PREFERENCE:
+        if target not in targets:
+            reasons.append(f"{target}: the pack was not compiled for it")
+        elif not devices[target].available:
+            reasons.append(f"{target}: {devices[target].detail}")
+        elif chosen:
+            reasons.append(f"{target}: would do, {chosen} comes first")
+        else:
+            chosen = target
+            reasons.append(f"{target}: chosen ({devices[target].detail})")
+    return chosen, reasons
+
+
+def _openvino_devices() -> dict[str, str]:
+    if importlib.util.find_spec("openvino") is None:
+        return {}
+    import openvino
+
+    core = openvino.Core()
+    return {d: str(core.get_property(d, "FULL_DEVICE_NAME")) for d in core.available_devices}
+
+
+def _onnx_providers() -> list[str]:
+    if importlib.util.find_spec("onnxruntime_genai") is None:
+        return []
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
