@@ -29,6 +29,7 @@ GRAPH = Path("openvino") / "openvino_model.xml"
 WEIGHTS = "weights.safetensors"
 MASKED = float(np.finfo(np.float16).min)
 _CONST = re.compile(r'<layer id="\d+" name="([^"]*)" type="Const"[^>]*>\s*<data [^>]*>')
+_LAYER = re.compile(r'<layer id="(\d+)" name="[^"]*" type="(?!Parameter)')
 _OFFSET = re.compile(r' offset="\d+"')
 
 
@@ -61,19 +62,17 @@ def _serialize(model: ov.Model) -> str:
 
 
 def _point_into_file(xml: str, pool: ConstantPool, places: dict[str, int]) -> str:
-    found: set[str] = set()
-
     def point(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in pool.offsets:
             raise EdgekitError(f"constant {name!r} was not made by the graph writer")
-        found.add(name)
         offset = pool.offsets[name]
         if offset < 0:
             offset = places[name.partition("#")[0]]
         return _OFFSET.sub(f' offset="{offset}"', match.group(0), count=1)
 
-    return _CONST.sub(point, xml)
+    # OpenVINO numbers its nodes per process; by position the same model has the same bytes
+    return _LAYER.sub(r'<layer id="\1" name="node_\1" type="', _CONST.sub(point, xml))
 
 
 class _Decoder:

@@ -134,3 +134,69 @@ def tiny_mixtral(tiny_model: Callable[..., Path]) -> Path:
 def tiny_qwen3_moe(tiny_model: Callable[..., Path]) -> Path:
     """Four experts, top-2, qk-norm, untied head."""
     return tiny_model("qwen3_moe")
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """``quantized("llama", "int4-g32")``: a quantized checkpoint, made once."""
+    from edgekit.progress import Silent
+    from edgekit.quantize.write import quantize
+    from edgekit.scheme import Scheme
+
+    cache: dict[str, Path] = {}
+
+    def make(family: str, scheme: str, **options: object) -> Path:
+        key = json.dumps([family, scheme, options], sort_keys=True)
+        if key not in cache:
+            out = tmp_path_factory.mktemp("quantized")
+            quantize(tiny_model(family, **options), Scheme.parse(scheme), out, Silent())
+            cache[key] = out
+        return cache[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def variant(
+    quantized: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """``variant("llama", "int4-g32")``: compiled for both runtimes on the CPU, made once."""
+    from edgekit.progress import Silent
+    from edgekit.runtimes.compile import compile_variant
+
+    cache: dict[str, Path] = {}
+
+    def make(family: str, scheme: str = "int4-g32", **options: object) -> Path:
+        key = json.dumps([family, scheme, options], sort_keys=True)
+        if key not in cache:
+            out = tmp_path_factory.mktemp("variant")
+            source = quantized(family, scheme, **options)
+            compile_variant(source, ["openvino-cpu", "onnx-cpu"], out, Silent())
+            cache[key] = out
+        return cache[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference(
+    quantized: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., object]:
+    """The dequantized weights of ``quantized(...)`` in float32 transformers."""
+    from edgekit.distill.loading import load_model
+    from edgekit.progress import Silent
+    from edgekit.quantize.reference import dequantized_checkpoint
+
+    cache: dict[str, object] = {}
+
+    def make(family: str, scheme: str, **options: object) -> object:
+        key = json.dumps([family, scheme, options], sort_keys=True)
+        if key not in cache:
+            out = tmp_path_factory.mktemp("reference")
+            dequantized_checkpoint(quantized(family, scheme, **options), out, Silent())
+            cache[key] = load_model(out)
+        return cache[key]
+
+    return make
