@@ -38,17 +38,28 @@ class GraphBuilder:
         self.location = location  # of the weights file, relative to the graph
         self.tensors, _ = read_header(weights)
         self.nodes: list[onnx.NodeProto] = []
+        self._made: set[str] = set()
         self.initializers: dict[str, onnx.TensorProto] = {}
 
     def node(
-        self, op: str, inputs: list[str], output: str | list[str], domain: str = "", **attributes: Any
+        self,
+        op: str,
+        inputs: list[str],
+        output: str | list[str],
+        domain: str = "",
+        **attributes: Any,
     ) -> str:
         """Append a node named after its first output, which is returned."""
         outputs = [output] if isinstance(output, str) else output
+        self._made.update(outputs)
         self.nodes.append(
             helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes)
         )
         return outputs[0]
+
+    def has(self, output: str) -> bool:
+        """Whether a node makes ``output`` already."""
+        return output in self._made
 
     def value(self, name: str, array: NDArray[Any]) -> str:
         """A small initializer inside the graph file."""
@@ -90,7 +101,7 @@ class GraphBuilder:
     def cast(self, name: str) -> str:
         """``name`` as float32; written once however often it is used."""
         output = name + ".f32"
-        if not any(node.name == output for node in self.nodes):
+        if not self.has(output):
             self.node("Cast", [name], output, to=TensorProto.FLOAT)
         return output
 
