@@ -25,6 +25,7 @@ from edgekit.progress import Progress
 from edgekit.recipe import ShrinkSection
 from edgekit.sequences import FILE_NAME, read_sequences
 
+USAGE_SEQUENCES = 16
 Kept = dict[int, list[int]]  # sparse layer -> original experts, most worthy first
 
 
@@ -60,8 +61,9 @@ def shrink(
         kept = choose(before, keep, params)
         smaller = write_with_experts(checkpoint, kept, out, progress)
     copy_tokenizer(model, out)
+    sample = text[:: max(1, len(text) // USAGE_SEQUENCES)]  # a picture, not a decision
     after = collect_statistics(
-        load_model(out), smaller, text, progress, "measure what is left"
+        load_model(out), smaller, sample, progress, "measure what is left"
     )
     report = ShrinkReport(
         criterion=params.criterion,

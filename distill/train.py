@@ -20,12 +20,13 @@ from edgekit.architecture import TensorSpec
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
 from edgekit.distill.cache import LogitCache
 from edgekit.distill.loading import Model, load_model
+from edgekit.distill.fake_quantize import fake_quantize
 from edgekit.distill.losses import top_k_kl
 from edgekit.distill.state import TrainingState, restore_state, save_state
 from edgekit.distill.trainable import named_weights, trainable_parameters
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
-from edgekit.recipe import DistillSection
+from edgekit.recipe import DistillSection, QuantizeSection
 
 SAVE_EVERY = 25  # steps
 WARMUP = 0.1  # of the steps
@@ -53,8 +54,14 @@ def train(
     out: Path,
     progress: Progress,
     scratch: Path | None = None,
+    quantization: QuantizeSection | None = None,
 ) -> TrainReport:
     """Train ``student`` on ``cache`` and write the healed checkpoint into ``out``.
+
+    With ``params.quantization_aware`` every matrix is, during training, what ``quantization`` will
+    make of it, so router and norms learn to make up for the rounding (after Norm Tweaking, arXiv
+    2309.02784). The matrices themselves are written as they were, and quantizing them gives the
+    same codes again.
 
     Raises:
         BadInputError: the vocabularies differ, or the student diverged.
@@ -66,6 +73,9 @@ def train(
     torch.manual_seed(params.seed)
     model = load_model(student, training=True)
     parameters = trainable_parameters(model, params.trainable)
+    if params.quantization_aware and quantization:
+        _require_unpacked(params)
+        fake_quantize(model, architecture, quantization, progress)
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=params.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
@@ -75,7 +85,7 @@ def train(
         state = TrainingState(0, [], held_out_kl(model, logits, progress))
     tokens = _run(model, parameters, optimizer, logits, params, state, saved, progress)
     after = held_out_kl(model, logits, progress)
-    _write(model, student, out, progress)
+    _write(model, student, out, params.quantization_aware, progress)
     return TrainReport(
         steps=params.steps,
         trained_parameters=sum(p.numel() for p in parameters.values()),
@@ -193,7 +203,16 @@ def held_out_kl(model: Model, cache: LogitCache, progress: Progress) -> float:
     return total / positions if positions else math.nan
 
 
-def _write(model: Model, student: Path, out: Path, progress: Progress) -> None:
+def _require_unpacked(params: DistillSection) -> None:
+    packed = [p for p in params.trainable if p not in ("router", "norms")]
+    if packed:
+        raise BadInputError(
+            f"[distill] trainable: {', '.join(packed)} cannot be trained with quantization_aware, "
+            "which keeps the matrices; name router and norms, or switch it off"
+        )
+
+
+def _write(model: Model, student: Path, out: Path, keep_matrices: bool, progress: Progress) -> None:
     with (
         Checkpoint(student) as checkpoint,
         progress.task("write the student", len(checkpoint.specs)) as task,
@@ -201,6 +220,8 @@ def _write(model: Model, student: Path, out: Path, progress: Progress) -> None:
         weights = named_weights(model, checkpoint.architecture)
 
         def tensor(spec: TensorSpec) -> NDArray[np.float32]:
+            if keep_matrices and spec.role not in ("norm", "router", "bias"):
+                return checkpoint.float32(spec.name)
             return weights[spec.name].detach().float().numpy()
 
         write_checkpoint(out, checkpoint.config, tensor, checkpoint.dtype, task.advance)

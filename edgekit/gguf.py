@@ -1,31 +1,45 @@
 """GGUF files of llama models as Hugging Face checkpoints, without torch.
 
 The ``gguf`` package reads and dequantizes; names, rotary layout and tokenizer are translated here.
-Weights are written as bfloat16: the float16 scales of GGUF blocks times small integers need no
-more than its 8 bits for Q4 (checked in the tests to a relative error of 0.4 %).
+The checkpoint's precision is the file's: bfloat16 and float32 matrices stay what they are, all
+others become float16 (files that mix precisions become float32). The scales of GGUF blocks are float16 themselves, so its 11 bits lose at
+most 1/2048 of a weight, well below the step of an 8-bit block; bfloat16 would lose 1/256.
+
+What would change the model if it were ignored is refused: experts, scaled rotary positions, biases
+and any other tensor that a plain llama does not have.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.architecture import EMBEDDING, FINAL_NORM, HEAD, TensorSpec, describe
+from edgekit.architecture import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    Architecture,
+    TensorSpec,
+    describe,
+)
+from edgekit.atomic import write_json, write_text
 from edgekit.checkpoint import write_checkpoint
 from edgekit.errors import BadInputError, missing_extra
 from edgekit.progress import Progress
 from edgekit.text import ChatTokenizer
 
-PRE_TOKENIZERS = {"smollm": True, "gpt-2": False, "default": False}  # digits one by one?
-CONTROL = 3  # gguf token type of special tokens
+PRE_TOKENIZERS = {"smollm": True, "gpt-2": False}  # name in the file: digits one by one?
+CONTROL, USER_DEFINED = 3, 4  # gguf token types of special and of other added tokens
+KEPT_DTYPES = {"BF16": "BF16", "F32": "F32"}  # matrices of every other type become float16
+CONFIG_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 ROUND_TRIP = (
-    "The quick brown fox.", "  two  spaces\n\ttab", "def f(x):\n    return x**2  # 1234567890",
-    "一个小模型在个人电脑上运行。", "naïve café e\u0301", "👩‍💻 and 🏳️‍🌈",
+    "The quick brown fox.", "  two  spaces\n\ttab\r\n ", "def f(x):\n    return x**2  # 1234567890",
+    "一个小模型在个人电脑上运行。", "naïve café e\u0301", "👩‍💻 and 🏳️‍🌈", "it's we'LL", "٣½Ⅷ 3.14",
+    "<|im_start|><|im_end|><|endoftext|>", "\u200b\ufeff\u00a0|\x00\x7f", "\U0010ffff\ue000",
 )  # fmt: skip
 LEAVES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
@@ -50,35 +64,67 @@ def convert_gguf(path: Path, out: Path, progress: Progress) -> None:
     try:
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (OSError, ValueError, IndexError, KeyError) as error:
+    except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise BadInputError(
             f"{path}: not a whole GGUF file ({error}); download it again"
         ) from error
     tensors = {t.name: t for t in reader.tensors}
-    config = _config(path, fields, tied=TOP[HEAD] not in tensors)
+    dtype = _dtype(t.tensor_type.name for t in reader.tensors if len(t.shape) > 1)
+    config = _config(path, fields, CONFIG_DTYPES[dtype], tied=TOP[HEAD] not in tensors)
     architecture = describe(config, str(path))
+    _check_names(path, tensors, architecture)
+    heads = {"q": architecture.num_attention_heads, "k": architecture.num_key_value_heads}
 
     def tensor(spec: TensorSpec) -> NDArray[np.float32]:
-        name = _gguf_name(spec)
-        if name not in tensors:
-            raise BadInputError(f"{path}: tensor {name!r} is missing; download the file again")
-        stored = tensors[name]
-        values = dequantize(stored.data, stored.tensor_type).reshape(spec.shape)
-        heads = {"q": architecture.num_attention_heads, "k": architecture.num_key_value_heads}
-        if spec.projection in heads:
-            values = _half_split(values, heads[spec.projection])
-        return values.astype(np.float32)
+        stored = tensors[_gguf_name(spec)]
+        shape = tuple(int(side) for side in reversed(stored.shape))
+        if shape != spec.shape:
+            raise BadInputError(
+                f"{path}: tensor {stored.name!r} has shape {list(shape)} but the metadata imply "
+                f"{list(spec.shape)}; download the file again"
+            )
+        values = dequantize(stored.data, stored.tensor_type).reshape(shape).astype(np.float32)
+        if not np.all(np.abs(values) < np.finfo(np.float16).max):  # catches NaN as well
+            raise BadInputError(
+                f"{path}: tensor {stored.name!r} holds absurd values; download the file again"
+            )
+        count = heads.get(spec.projection)
+        return _half_split(values, count) if count else values
 
     with progress.task("read GGUF", len(architecture.tensors())) as task:
-        write_checkpoint(out, config, tensor, "BF16", task.advance)
+        write_checkpoint(out, config, tensor, dtype, task.advance)
     _write_tokenizer(path, fields, out)
 
 
-def _config(path: Path, fields: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+def _dtype(kinds: Iterable[str]) -> str:
+    """The dtype that keeps matrices of the gguf types ``kinds``."""
+    found = {KEPT_DTYPES.get(kind, "F16") for kind in kinds}
+    return found.pop() if len(found) == 1 else "F32"
+
+
+def _check_names(path: Path, tensors: Mapping[str, Any], architecture: Architecture) -> None:
+    expected = {_gguf_name(spec) for spec in architecture.tensors()}
+    for name in sorted(expected - tensors.keys()):
+        raise BadInputError(f"{path}: tensor {name!r} is missing; download the file again")
+    for name in sorted(tensors.keys() - expected):
+        raise BadInputError(
+            f"{path}: tensor {name!r} does not belong to a plain llama; give the original "
+            "checkpoint instead"
+        )
+
+
+def _config(path: Path, fields: Mapping[str, Any], dtype: str, tied: bool) -> dict[str, Any]:
     kind = fields.get("general.architecture")
     if kind != "llama":
         raise BadInputError(
             f"{path}: a GGUF of architecture {kind!r} is not read, only llama; give the original "
+            "checkpoint instead"
+        )
+
+    scaling = fields.get("llama.rope.scaling.type", "none")
+    if scaling != "none":
+        raise BadInputError(
+            f"{path}: rotary positions of scaling {scaling!r} are not read; give the original "
             "checkpoint instead"
         )
 
@@ -89,23 +135,35 @@ def _config(path: Path, fields: Mapping[str, Any], tied: bool) -> dict[str, Any]
         return value
 
     heads = field("attention.head_count")
+    width = field("embedding_length")
+    if type(heads) is not int or type(width) is not int or heads < 1:
+        raise BadInputError(
+            f"{path}: llama.attention.head_count is {heads!r}; only one positive number for all "
+            "layers is read, give the original checkpoint instead"
+        )
+    head_dim = field("attention.key_length", field("rope.dimension_count", width // heads))
+    if field("rope.dimension_count", head_dim) != head_dim:
+        raise BadInputError(
+            f"{path}: llama.rope.dimension_count is not the head's {head_dim}; partly rotated "
+            "heads are not read, give the original checkpoint instead"
+        )
     end = fields.get("tokenizer.ggml.eos_token_id", 0)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "dtype": "bfloat16",
+        "dtype": dtype,
         "hidden_act": "silu",
-        "hidden_size": field("embedding_length"),
+        "hidden_size": width,
         "intermediate_size": field("feed_forward_length"),
         "num_hidden_layers": field("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": field("attention.head_count_kv", heads),
-        "head_dim": field("rope.dimension_count", field("embedding_length") // heads),
+        "head_dim": head_dim,
         "max_position_embeddings": field("context_length"),
         "rms_norm_eps": float(field("attention.layer_norm_rms_epsilon")),
         "rope_parameters": {"rope_type": "default",
                             "rope_theta": float(field("rope.freq_base", 10000.0))},
-        "vocab_size": len(fields.get("tokenizer.ggml.tokens") or []) or field("vocab_size"),
+        "vocab_size": len(fields.get("tokenizer.ggml.tokens") or []),
         "tie_word_embeddings": tied,
         "attention_bias": False,
         "mlp_bias": False,
@@ -126,44 +184,68 @@ def _gguf_name(spec: TensorSpec) -> str:
 def _half_split(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Undo llama.cpp's interleaving of rotary pairs: (head, pair, 2) back to (head, 2, pair)."""
     rows, columns = values.shape
-    return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    pairs = values.reshape(heads, rows // heads // 2, 2, columns)
+    return pairs.swapaxes(1, 2).reshape(rows, columns)
 
 
 def _write_tokenizer(path: Path, fields: Mapping[str, Any], out: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    pre = fields.get("tokenizer.ggml.pre", "default")
-    if fields.get("tokenizer.ggml.model") != "gpt2" or pre not in PRE_TOKENIZERS:
+    kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
         raise BadInputError(
-            f"{path}: tokenizer {fields.get('tokenizer.ggml.model')!r} with pre-tokenizer {pre!r} "
-            f"cannot be rebuilt, only gpt2 with {', '.join(PRE_TOKENIZERS)}; give the original "
-            "checkpoint instead"
+            f"{path}: tokenizer {kind!r} with pre-tokenizer {pre!r} cannot be rebuilt, only 'gpt2' "
+            f"with {' or '.join(map(repr, PRE_TOKENIZERS))}; give the original checkpoint instead"
         )
-    tokens = fields["tokenizer.ggml.tokens"]
-    merges = [tuple(m.split(" ", 1)) for m in fields["tokenizer.ggml.merges"]]
+    tokens, kinds, lines = (
+        _list(path, fields, name) for name in ("tokens", "token_type", "merges")
+    )
+    merges = [tuple(line.split(" ", 1)) for line in lines]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BadInputError(
+            f"{path}: the tokenizer's merges do not fit its tokens ({error}); download the file "
+            "again"
+        ) from error
     level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = (
         pre_tokenizers.Sequence([digits, level]) if PRE_TOKENIZERS[pre] else level
     )
     tokenizer.decoder = decoders.ByteLevel()
-    special = [t for t, k in zip(tokens, fields["tokenizer.ggml.token_type"]) if k == CONTROL]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    for token, number in zip(tokens, kinds, strict=False):
+        if number == CONTROL:
+            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        elif number == USER_DEFINED:
+            tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
     tokenizer.save(str(out / "tokenizer.json"))
     names = {"bos_token": "bos_token_id", "eos_token": "eos_token_id",
              "unk_token": "unknown_token_id", "pad_token": "padding_token_id"}  # fmt: skip
     ids = {key: fields.get(f"tokenizer.ggml.{name}") for key, name in names.items()}
+    for key, number in ids.items():
+        if number is not None and not 0 <= number < len(tokens):
+            raise BadInputError(
+                f"{path}: {names[key]} {number} is not one of the {len(tokens)} tokens; download "
+                "the file again"
+            )
     settings = {key: tokens[number] for key, number in ids.items() if number is not None}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    write_json(out / "tokenizer_config.json", settings)
     template = fields.get("tokenizer.chat_template")
     if template:
-        (out / "chat_template.jinja").write_text(template, encoding="utf-8")
-    ends = {"eos_token_id": ids["eos_token"], "bos_token_id": ids["bos_token"]}
-    (out / "generation_config.json").write_text(json.dumps(ends))
+        write_text(out / "chat_template.jinja", template)
+    ends = {names[key]: ids[key] for key in ("bos_token", "eos_token") if ids[key] is not None}
+    write_json(out / "generation_config.json", ends)
     check_round_trip(out)
+
+
+def _list(path: Path, fields: Mapping[str, Any], name: str) -> list[Any]:
+    value = fields.get(f"tokenizer.ggml.{name}")
+    if not isinstance(value, list) or not value:
+        raise BadInputError(f"{path}: tokenizer.ggml.{name} is missing; download the file again")
+    return value
 
 
 def check_round_trip(directory: Path) -> None:

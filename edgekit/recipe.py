@@ -85,6 +85,10 @@ class DistillSection(Section):
     trainable: tuple[Trainable, ...] = Field(
         ("router", "norms", "attention"), min_length=1, description="what is trained"
     )
+    quantization_aware: bool = Field(
+        False,
+        description="train router and norms against the weights as [quantize] will store them",
+    )
     seed: int = Field(0, ge=0, lt=2**32)
 
 

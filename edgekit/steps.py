@@ -104,10 +104,14 @@ def _distill(recipe: Recipe, student: str) -> Step:
         from edgekit.distill.train import train
 
         return train(
-            c.inputs[student], c.inputs["capture"], section, c.out, c.progress, c.scratch
-        )
+            c.inputs[student], c.inputs["capture"], section, c.out, c.progress, c.scratch,
+            recipe.quantize,
+        )  # fmt: skip
 
-    return Step("distill", "distill", (student, "capture"), _json(section), run)
+    params = _json(section)
+    if section.quantization_aware:
+        params["quantize"] = _json(recipe.quantize)
+    return Step("distill", "distill", (student, "capture"), params, run)
 
 
 def _quantize(recipe: Recipe, student: str) -> Step:

@@ -22,7 +22,7 @@ from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.quantize.codes import Method, pack, quantize_matrix
 from edgekit.quantize.layout import layout, misfit
-from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Packing, Scheme, float_dtype
+from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Packing, Scheme, float_dtype, unpack
 from edgekit.tensorfile import DTYPES, TensorFileWriter
 
 ROWS_AT_ONCE = 1 << 20  # elements of one slice; bounds the working memory of the search
@@ -129,6 +129,16 @@ def _quantize_rows(
     codes = np.concatenate([p[0] for p in parts])
     scales = np.concatenate([p[1] for p in parts])
     return (codes, scales), sum(p[2] for p in parts)
+
+
+def fake_quantized(
+    values: NDArray[np.float32], packing: Packing, method: Method = "mse"
+) -> NDArray[np.float32]:
+    """The matrix [N, K] that the packed form of ``values`` stands for."""
+    (codes, scales), _ = _quantize_rows(values, packing, method)
+    unpacked = unpack(codes, packing.bits).astype(np.float32) - packing.zero_point
+    grouped = unpacked.reshape(*scales.shape, packing.group_size)
+    return (grouped * scales.astype(np.float32)[..., None]).reshape(values.shape)
 
 
 def quantized_config(

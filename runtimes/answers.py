@@ -20,7 +20,8 @@ def token_events(
     The time to first token is measured from the first ``next`` on, so begin iterating when the
     question is asked.
     """
-    stream = TokenStream(tokenizer, tokenizer.end_tokens, sampling.stop)
+    ends = frozenset[int]() if sampling.ignore_end else tokenizer.end_tokens
+    stream = TokenStream(tokenizer, ends, sampling.stop)
     stats = Stats(prompt_tokens=prompt_tokens)
     start = time.perf_counter()
     first = last = 0.0

@@ -41,6 +41,7 @@ class Sampling:
     repetition_penalty: float = 1.1
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    ignore_end: bool = False  # go on past end tokens, to measure speed
 
     def __post_init__(self) -> None:
         limits: dict[str, tuple[float, float]] = {

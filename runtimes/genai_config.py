@@ -9,8 +9,11 @@ from edgekit.architecture import Architecture
 
 
 def genai_config(architecture: Architecture, end_tokens: Iterable[int]) -> dict[str, Any]:
-    """The configuration for the graph of :mod:`edgekit.runtimes.onnx_graph`."""
-    ends = sorted(end_tokens) or [0]
+    """The configuration for the graph of :mod:`edgekit.runtimes.onnx_graph`.
+
+    GenAI demands an end token inside the vocabulary; a model that has none gets token 0.
+    """
+    ends = sorted(t for t in end_tokens if t < architecture.vocab_size) or [0]
     decoder = {
         "session_options": {"log_id": "edgekit", "provider_options": []},
         "filename": "model.onnx",

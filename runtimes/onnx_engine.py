@@ -1,4 +1,7 @@
-"""The engine on ONNX Runtime GenAI: the CPU everywhere, DirectML on Windows."""
+"""The engine on ONNX Runtime GenAI: the CPU everywhere, DirectML on Windows.
+
+Prompts go in as token ids, so GenAI's own tokenizer is never made.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgekit.architecture import Architecture, describe
 from edgekit.checkpoint import read_config
-from edgekit.errors import BadInputError, MissingRuntimeError, missing_extra
+from edgekit.errors import BadInputError, EdgekitError, MissingRuntimeError, missing_extra
 from edgekit.runtimes.answers import bounded_tokens, token_events
 from edgekit.runtimes.engine import Message, Sampling, TokenEvent
 from edgekit.text import ChatTokenizer
@@ -44,6 +47,7 @@ class OnnxEngine:
                 "Windows"
             )
         self._ort, self._genai = onnxruntime, onnxruntime_genai
+        _silence(onnxruntime, onnxruntime_genai)
         self.device = device
         self._graph = graph
         self._architecture: Architecture = describe(read_config(directory))
@@ -75,7 +79,23 @@ class OnnxEngine:
             if self.device != "CPU":
                 config.clear_providers()
                 config.append_provider(self.device.lower())
-            self._model = self._genai.Model(config)
+            try:
+                self._model = self._genai.Model(config)
+            except RuntimeError as error:  # what GenAI raises for everything
+                raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> EdgekitError:
+        """What to tell a person when the runtime cannot take the graph or the device."""
+        reason = " ".join(str(error).split())[:300]
+        if self.device != "CPU":
+            return MissingRuntimeError(
+                f"{self.device}: ONNX Runtime could not load {self._graph} ({reason}); choose "
+                "onnx-cpu or an OpenVINO device"
+            )
+        return BadInputError(
+            f"{self._graph}: ONNX Runtime {self._ort.__version__} cannot load it ({reason}); "
+            "verify the pack, or compile again with this version installed"
+        )
 
     def _tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
         generator = self._genai.Generator(self._model, self._parameters(len(prompt), sampling))
@@ -88,6 +108,7 @@ class OnnxEngine:
         options: dict[str, Any] = {
             # the cache is allocated for this length, so ask for no more than can be used
             "max_length": prompt_tokens + sampling.max_tokens,
+            "min_length": (prompt_tokens + sampling.max_tokens) * sampling.ignore_end,
             "repetition_penalty": sampling.repetition_penalty,
             "do_sample": sampling.temperature > 0,
         }
@@ -106,8 +127,7 @@ class OnnxEngine:
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits [T, vocab_size] of one sequence."""
         if self._session is None:
-            provider = PROVIDERS[self.device]
-            self._session = self._ort.InferenceSession(str(self._graph), providers=[provider])
+            self._session = self._make_session()
         a = self._architecture
         ids = np.array([list(tokens)], np.int64)
         empty = np.zeros((1, a.num_key_value_heads, 0, a.head_dim), np.float32)
@@ -120,6 +140,18 @@ class OnnxEngine:
         result: NDArray[np.float32] = self._session.run(["logits"], inputs)[0][0]
         return result
 
+    def _make_session(self) -> Any:
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        provider = PROVIDERS[self.device]
+        try:
+            session = self._ort.InferenceSession(str(self._graph), providers=[provider])
+        except (state.Fail, state.InvalidGraph, state.InvalidProtobuf) as error:
+            raise self._refused(error) from error
+        if provider not in session.get_providers():  # it falls back to the CPU without a word
+            raise self._refused(RuntimeError("the provider did not start"))
+        return session
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the rendered conversation."""
         return len(self.tokenizer.encode_chat(messages))
@@ -127,3 +159,11 @@ class OnnxEngine:
     def close(self) -> None:
         """Free the model."""
         self._model = self._session = None
+
+
+def _silence(*runtimes: Any) -> None:
+    """Switch off the usage events that Microsoft's builds send on Windows."""
+    for runtime in runtimes:
+        switch = getattr(runtime, "disable_telemetry_events", None)  # absent from older builds
+        if switch is not None:
+            switch()

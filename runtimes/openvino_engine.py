@@ -144,7 +144,8 @@ class OpenVINOEngine:
         config.apply_chat_template = False
         config.max_new_tokens = sampling.max_tokens
         ends = self.tokenizer.end_tokens
-        if ends:
+        config.ignore_eos = sampling.ignore_end
+        if ends and not sampling.ignore_end:
             config.eos_token_id = min(ends)
             config.stop_token_ids = set(ends)
         config.repetition_penalty = sampling.repetition_penalty

@@ -38,7 +38,9 @@ def run_once(variant: Path, target: str) -> Speed:
     """Measure in this process."""
     engine = load_engine(variant, target)
     prompt = engine.tokenizer.encode(QUESTION)
-    sampling = Sampling(max_tokens=NEW_TOKENS, temperature=0.0, repetition_penalty=1.0)
+    sampling = Sampling(
+        max_tokens=NEW_TOKENS, temperature=0.0, repetition_penalty=1.0, ignore_end=True
+    )
     first, rate = [], []
     for _ in range(RUNS + 1):
         stats = [event for event in engine.generate_tokens(prompt, sampling)][-1].stats
