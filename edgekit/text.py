@@ -77,7 +77,7 @@ class ChatTokenizer:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special)
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
     ) -> str:
         """The conversation as the model was trained to see it.
 
@@ -101,7 +101,7 @@ class ChatTokenizer:
                 "roles and their order"
             ) from error
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation, ready to be answered.
 
         Each content is rendered as a unique placeholder and encoded as plain text where the

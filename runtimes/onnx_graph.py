@@ -116,9 +116,11 @@ class _Decoder:
         """RMSNorm of ``residual + update``; returns it and the sum."""
         out, weight = name + ".out", self.b.floats(name)
         if not update:
-            attributes = {"axis": -1, "epsilon": self.a.rms_norm_eps, "stash_type": 1}
-            return self.b.node("SimplifiedLayerNormalization", [residual, weight], out,
-                               **attributes), residual  # fmt: skip
+            self.b.node(
+                "SimplifiedLayerNormalization", [residual, weight], out,
+                axis=-1, epsilon=self.a.rms_norm_eps, stash_type=1,
+            )  # fmt: skip
+            return out, residual
         total = name + ".sum"
         self.b.node(
             "SkipSimplifiedLayerNormalization", [residual, update, weight],
