@@ -1,0 +1,125 @@
+"""The command line: help without weight, exit codes, JSON, and single steps end to end."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from edgekit.cli.main import VERBS, main
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_verb_and_imports_nothing_heavy():
+    code = (
+        "import sys; from edgekit.cli.main import main; main(['--help']);"
+        "heavy = {'torch', 'transformers', 'openvino', 'pydantic', 'rich', 'typer', 'numpy'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert all(f"  {verb}" in result.stdout for verb in VERBS)
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_what_runs_on_the_ai_pc_imports_without_torch():
+    modules = [
+        "cli.chat", "cli.pack", "cli.devices", "cli.doctor", "cli.inspect", "cli.plan", "cli.bench",
+        "runtimes.openvino_engine", "runtimes.onnx_engine", "archive", "pipeline",
+    ]  # fmt: skip
+    code = "import sys\n" + "".join(f"import edgekit.{m}\n" for m in modules)
+    code += "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert "Usage: edgekit " + verb in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["biuld"], 2, "did you mean build"),
+        (["inspect"], 2, "Missing argument"),
+        (["inspect", "x", "--jsn"], 2, "--jsn"),
+        (["plan"], 2, "plan needs a MODEL"),
+        (["plan", "x", "--target", "tpu"], 2, "--target tpu"),
+        (["plan", "x", "--memory", "lots"], 2, "no such directory|not a size"),
+        (["chat", "nowhere"], 2, "not a pack"),
+        (["pack", "verify", "nowhere"], 2, "not a pack"),
+        (["build", "nowhere.toml", "--out", "x"], 2, "cannot be read"),
+    ],
+)
+def test_bad_usage_is_one_sentence_and_code_2(arguments, code, sentence, capsys):
+    import re
+
+    assert main(arguments) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert re.search(sentence, error)
+
+
+def test_errors_are_json_when_json_is_asked(capsys):
+    assert main(["inspect", "nowhere", "--json"]) == 2
+    assert json.loads(capsys.readouterr().err)["exit_code"] == 2
+
+
+def test_an_interrupt_is_130(monkeypatch, capsys):
+    import edgekit.cli.inspect as verb
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb, "resolve_config", interrupt)
+    assert main(["inspect", "x"]) == 130
+
+
+def test_inspect_and_plan_speak_json(tiny_mixtral, capsys):
+    assert main(["inspect", str(tiny_mixtral), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["family"] == "mixtral" and shown["weights_verified"]
+    assert main(["plan", str(tiny_mixtral), "--target", "openvino-npu", "--json"]) == 0
+    assert "cannot route" in json.loads(capsys.readouterr().out)["reasons"]["openvino-npu"]
+
+
+def test_rules_devices_and_doctor_answer(capsys):
+    for arguments in (["plan", "--rules"], ["devices"], ["doctor"]):
+        assert main(arguments) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+        assert main([*arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)
+
+
+def test_single_steps_make_a_variant_that_answers(tiny_mixtral, tmp_path, capsys):
+    def run(*arguments):
+        assert main([str(a) for a in arguments]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    small, quantized, variant = (tmp_path / n for n in ("small", "q", "v"))
+    run("shrink", tiny_mixtral, "--keep", "0.5", "--tokens", "256", "--out", small)
+    run("quantize", small, "--scheme", "int4-g32", "--out", quantized)
+    run("compile", quantized, "--target", "openvino-cpu", "--target", "onnx-cpu", "--out", variant)
+    shown = run("parity", variant, "--reference", quantized, "--target", "onnx-cpu", "--json")
+    assert json.loads(shown)[0]["kl"] < 0.1
+    answer = run("chat", variant, "--once", "Hello", "--max-tokens", "4", "--json")
+    assert json.loads(answer)["stats"]["generated_tokens"] >= 1
+
+
+def test_distill_alone(tiny_mixtral, tiny_model, tmp_path, capsys):
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    code = main(["distill", "capture", str(tiny_mixtral), "--tokens", "256", "--held-out-tokens",
+                 "64", "--sequence-length", "32", "--out", str(cache)])  # fmt: skip
+    assert code == 0, capsys.readouterr().err
+    student = tiny_model("mixtral", seed=3)
+    code = main(["distill", "train", str(student), "--cache", str(cache), "--steps", "2",
+                 "--batch-tokens", "64", "--out", str(out), "--json"])  # fmt: skip
+    assert code == 0
+    text = capsys.readouterr().out
+    assert len(json.loads(text[text.index("{") :])["losses"]) == 2
+    assert not (tmp_path / ".out.state").exists()
