@@ -52,10 +52,11 @@ class TeacherTargets:
 
 def top_k_targets(logits: torch.Tensor, top_k: int) -> TeacherTargets:
     """Reduce logits [T, V] to the ``top_k`` most probable tokens and the mass of the rest."""
-    logprobs = logits.double().log_softmax(-1)
-    values, ids = logprobs.topk(min(top_k, logits.shape[-1]), dim=-1)
-    rest = logprobs.scatter(-1, ids, -torch.inf).logsumexp(-1)
-    return TeacherTargets(ids, values.float(), rest.float().clamp(min=LOWEST))
+    logits = logits.float()
+    whole = logits.logsumexp(-1, keepdim=True)
+    values, ids = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(-1) - whole[..., 0]
+    return TeacherTargets(ids, values - whole, rest.clamp(min=LOWEST))
 
 
 def shard_path(directory: Path, number: int) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgekit.atomic import link_or_copy
 from edgekit.checkpoint import read_json
@@ -21,10 +22,17 @@ from edgekit.distill.cache import (
 )
 from edgekit.distill.loading import Model, load_model
 from edgekit.progress import Progress
-from edgekit.sequences import FILE_NAME, read_sequences, sequences_digest
+from edgekit.sequences import (
+    FILE_NAME,
+    equal_length_runs,
+    read_sequences,
+    sequences_digest,
+    stacked,
+)
 from edgekit.tensorfile import TensorFile
 
 SEQUENCES_PER_SHARD = 16
+BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,9 @@ def capture(
             if not path.is_file():
                 model = model or load_model(teacher)
                 targets = []
-                for sequence in text[begin:end]:
-                    targets.append(_targets(model, sequence.tokens, top_k))
-                    task.advance(len(sequence.tokens))
+                for first, last in equal_length_runs(text[begin:end], BATCH_TOKENS):
+                    targets += _targets(model, stacked(text[begin + first : begin + last]), top_k)
+                    task.advance(sum(len(s.tokens) for s in text[begin + first : begin + last]))
                 partial = path.with_suffix(".partial")
                 write_shard(partial, targets)
                 partial.replace(path)
@@ -83,9 +91,10 @@ def capture(
 
 
 @torch.inference_mode()
-def _targets(model: Model, tokens: np.ndarray, top_k: int) -> TeacherTargets:
-    ids = torch.from_numpy(tokens.astype(np.int64))[None]
-    return top_k_targets(model(input_ids=ids, use_cache=False).logits[0], top_k)
+def _targets(model: Model, ids: NDArray[np.int64], top_k: int) -> list[TeacherTargets]:
+    """Targets of sequences [B, T]."""
+    logits = model(input_ids=torch.from_numpy(ids), use_cache=False).logits
+    return [top_k_targets(rows, top_k) for rows in logits]
 
 
 def _report(out: Path, index: CacheIndex) -> CaptureReport:

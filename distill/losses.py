@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import torch
 
-from edgekit.distill.cache import TeacherTargets
+from edgekit.distill.cache import LOWEST, TeacherTargets
 
 
 def top_k_kl(logits: torch.Tensor, targets: TeacherTargets) -> torch.Tensor:
     """KL(teacher || student) in nats at each position: float32 [T] from logits [T, V]."""
-    logprobs = logits.float().log_softmax(-1)
-    chosen = logprobs.gather(-1, targets.ids)
+    logits = logits.float()
+    whole = logits.logsumexp(-1)
+    chosen = logits.gather(-1, targets.ids) - whole[:, None]
     # float16 rounding in the cache leaves a mass of about 1
-    whole = torch.logaddexp(targets.logprobs.logsumexp(-1), targets.tail)
-    teacher = targets.logprobs - whole[:, None]
-    teacher_tail = targets.tail - whole
+    mass = torch.logaddexp(targets.logprobs.logsumexp(-1), targets.tail)
+    teacher = targets.logprobs - mass[:, None]
+    teacher_tail = targets.tail - mass
     head = (teacher.exp() * (teacher - chosen)).sum(-1)
-    tail = teacher_tail.exp() * (teacher_tail - _log_rest(logprobs, targets.ids))
+    tail = teacher_tail.exp() * (teacher_tail - _log_rest(logits, targets.ids) + whole)
     return head + tail
 
 
-def _log_rest(logprobs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Log of the mass outside ``ids``, summed directly: 1 - sum loses all digits when it is small."""
-    if ids.shape[-1] == logprobs.shape[-1]:
-        return logprobs.new_full(ids.shape[:-1], -60.0)
-    inside = torch.zeros_like(logprobs, dtype=torch.bool).scatter(-1, ids, True)
-    return logprobs.masked_fill(inside, -torch.inf).logsumexp(-1)
+def _log_rest(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Logsumexp outside ``ids``, summed directly: 1 - sum loses all digits when it is small."""
+    if ids.shape[-1] == logits.shape[-1]:
+        return logits.logsumexp(-1) + LOWEST
+    return logits.scatter(-1, ids, -torch.inf).logsumexp(-1)

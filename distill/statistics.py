@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from edgekit.architecture import Architecture
 from edgekit.distill.loading import Model, sparse_blocks
 from edgekit.progress import Progress
-from edgekit.sequences import TokenSequence
+from edgekit.sequences import TokenSequence, equal_length_runs, stacked
+
+BATCH_TOKENS = 1024
 
 
 @dataclass
@@ -64,10 +66,10 @@ def collect_statistics(
     try:
         total = sum(len(s.tokens) for s in sequences)
         with progress.task(description, total) as task:
-            for sequence in sequences:
-                ids = torch.from_numpy(sequence.tokens.astype(np.int64))[None]
+            for begin, end in equal_length_runs(sequences, BATCH_TOKENS):
+                ids = torch.from_numpy(stacked(sequences[begin:end]))
                 model.model(input_ids=ids, use_cache=False)
-                task.advance(len(sequence.tokens))
+                task.advance(ids.numel())
     finally:
         for handle in handles:
             handle.remove()

@@ -27,11 +27,13 @@ from edgekit.distill.trainable import named_weights, trainable_parameters
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
+from edgekit.sequences import equal_length_runs, stacked
 
 SAVE_EVERY = 25  # steps
 WARMUP = 0.1  # of the steps
 FINAL_RATE = 0.1  # of the learning rate, at the end of the cosine
 CLIP_NORM = 1.0
+FORWARD_TOKENS = 512  # of one forward pass; bounds the memory of the logits
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,8 @@ def _step(
 ) -> float:
     total = sum(len(cache.sequences[i].tokens) for i in batch)
     loss_sum = 0.0
-    for number in batch:  # one sequence at a time: no padding, and memory of one sequence
-        loss = _sequence_kl(model, cache, number).sum() / total
+    for group in _groups(cache, batch):
+        loss = _group_kl(model, cache, group).sum() / total
         loss.backward()
         loss_sum += loss.item()
     if not math.isfinite(loss_sum):
@@ -184,20 +186,27 @@ def _step(
     return loss_sum
 
 
-def _sequence_kl(model: Model, cache: LogitCache, number: int) -> torch.Tensor:
-    ids = torch.from_numpy(cache.sequences[number].tokens.astype(np.int64))[None]
-    logits = model(input_ids=ids, use_cache=False).logits[0]
-    return top_k_kl(logits, cache.targets(number))
+def _groups(cache: LogitCache, numbers: list[int]) -> list[list[int]]:
+    """Sequences of one length together: they need no padding."""
+    chosen = [cache.sequences[n] for n in numbers]
+    return [numbers[begin:end] for begin, end in equal_length_runs(chosen, FORWARD_TOKENS)]
+
+
+def _group_kl(model: Model, cache: LogitCache, group: list[int]) -> torch.Tensor:
+    """KL at every position of sequences of one length."""
+    ids = torch.from_numpy(stacked([cache.sequences[n] for n in group]))
+    logits = model(input_ids=ids, use_cache=False).logits
+    return torch.cat([top_k_kl(rows, cache.targets(n)) for rows, n in zip(logits, group)])
 
 
 @torch.inference_mode()
 def held_out_kl(model: Model, cache: LogitCache, progress: Progress) -> float:
     """Mean KL over the held-out positions of the cache, nats per token."""
-    numbers = [i for i, s in enumerate(cache.sequences) if s.held_out]
+    groups = _groups(cache, [i for i, s in enumerate(cache.sequences) if s.held_out])
     total = positions = 0.0
-    with progress.task("measure on held-out text", len(numbers)) as task:
-        for number in numbers:
-            values = _sequence_kl(model, cache, number)
+    with progress.task("measure on held-out text", len(groups)) as task:
+        for group in groups:
+            values = _group_kl(model, cache, group)
             total, positions = total + float(values.sum()), positions + len(values)
             task.advance()
     return total / positions if positions else math.nan

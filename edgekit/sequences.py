@@ -69,6 +69,31 @@ def read_sequences(path: Path) -> list[TokenSequence]:
     ]
 
 
+def equal_length_runs(
+    sequences: Sequence[TokenSequence], max_tokens: int
+) -> list[tuple[int, int]]:
+    """Ranges [begin, end) of neighbours of one length, of at most ``max_tokens`` together.
+
+    They stack without padding; a batch keeps the experts of an MoE busier than one sequence.
+    """
+    runs: list[tuple[int, int]] = []
+    for number, sequence in enumerate(sequences):
+        length = len(sequence.tokens)
+        if runs:
+            begin, end = runs[-1]
+            same = len(sequences[begin].tokens) == length
+            if same and (end - begin + 1) * length <= max_tokens:
+                runs[-1] = (begin, number + 1)
+                continue
+        runs.append((number, number + 1))
+    return runs
+
+
+def stacked(sequences: Sequence[TokenSequence]) -> NDArray[np.int64]:
+    """Token ids [B, T] of sequences of one length."""
+    return np.stack([s.tokens for s in sequences]).astype(np.int64)
+
+
 def sequences_digest(sequences: Sequence[TokenSequence]) -> str:
     """sha256 over tokens, domains and splits, in order."""
     digest = hashlib.sha256()

@@ -83,6 +83,7 @@ def _metadata(checkpoint: Path, config: dict[str, Any], changes: dict[str, Any])
     tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    tokens += [f"[PAD{i}]" for i in range(len(tokens), config["vocab_size"])]  # as the converter
     special = {t["content"] for t in tokenizer["added_tokens"]}
     values: dict[str, Any] = {
         "llama.block_count": config["num_hidden_layers"],

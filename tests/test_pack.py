@@ -85,7 +85,7 @@ DAMAGE = {
         lambda p: ((p / V / "config.json").unlink(), (p / V / "config.json").symlink_to("/dev/null")),
         "config.json: a link",
     ),
-    "a linked directory": (lambda p: (p / "extra").symlink_to("/tmp"), "extra: a link"),
+    "a linked directory": (lambda p: (p / "extra").symlink_to("/dev"), "extra: a link"),
     "a pipe": (
         lambda p: ((p / V / "config.json").unlink(), os.mkfifo(p / V / "config.json")),
         "not a regular file",
@@ -202,7 +202,7 @@ def member(name, kind=tarfile.REGTYPE, content=b"x", link=""):
 
 EVIL = {
     "escape": lambda m: [*m, member("../x")],
-    "absolute": lambda m: [*m, member("/tmp/x")],
+    "absolute": lambda m: [*m, member("/abs/x")],
     "symlink": lambda m: [*m, member(V + "l", tarfile.SYMTYPE, link="/etc/passwd")],
     "hardlink": lambda m: [*m, member(V + "l", tarfile.LNKTYPE, link="pack.json")],
     "device": lambda m: [*m, member(V + "d", tarfile.CHRTYPE)],

