@@ -161,9 +161,9 @@ def _config(path: Path, fields: Mapping[str, Any], dtype: str, tied: bool) -> di
         "num_key_value_heads": field("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": field("context_length"),
-        "rms_norm_eps": float(field("attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": _decimal(field("attention.layer_norm_rms_epsilon")),
         "rope_parameters": {"rope_type": "default",
-                            "rope_theta": float(field("rope.freq_base", 10000.0))},
+                            "rope_theta": _decimal(field("rope.freq_base", 10000.0))},
         "vocab_size": len(fields.get("tokenizer.ggml.tokens") or []),
         "tie_word_embeddings": tied,
         "attention_bias": False,
@@ -172,6 +172,11 @@ def _config(path: Path, fields: Mapping[str, Any], dtype: str, tied: bool) -> di
         "eos_token_id": end,
         "pad_token_id": fields.get("tokenizer.ggml.padding_token_id", end),
     }  # fmt: skip
+
+
+def _decimal(value: float) -> float:
+    """The shortest number that rounds to the file's float32: 1e-06, not 9.99999997e-07."""
+    return float(str(np.float32(value)))
 
 
 def _gguf_name(spec: TensorSpec) -> str:

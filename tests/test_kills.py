@@ -47,6 +47,7 @@ class Driver:
         script = Path(__file__).with_name("kill_driver.py")
         self.process = subprocess.Popen(
             [sys.executable, str(script), str(recipe)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli.common import Json, Model, console, print_json, table
+from edgekit.cli.common import Json, console, print_json, table
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, checked
 from edgekit.report import interval
@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def command(
     variant: Annotated[Path, typer.Argument(help="A compiled variant.")],
-    teacher: Annotated[Model, typer.Option("--teacher", help="The model to compare with.")],
+    teacher: Annotated[str, typer.Option("--teacher", help="The model to compare with.")],
     text: Annotated[list[str] | None, typer.Option(help=".txt, .jsonl, .parquet.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="Repeatable.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to evaluate on.")] = 2048,
