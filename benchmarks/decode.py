@@ -34,9 +34,7 @@ def edgekit_runner(variant: Path, target: str) -> Run:
     """Our engine."""
     engine = load_engine(variant, target)
     prompt = engine.tokenizer.encode_chat([{"role": "user", "content": PROMPT}])
-    sampling = Sampling(
-        max_tokens=TOKENS, temperature=0, repetition_penalty=1.0, ignore_end=True
-    )
+    sampling = Sampling(max_tokens=TOKENS, temperature=0, repetition_penalty=1.0, ignore_end=True)
 
     def run() -> tuple[float, float]:
         stats = list(engine.generate_tokens(prompt, sampling))[-1].stats

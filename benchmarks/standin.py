@@ -50,9 +50,7 @@ def main() -> None:
         calibration = [s for s in sequences if not s.held_out][:24]
         with Checkpoint(teacher) as checkpoint:
             model = load_model(teacher)
-            statistics = collect_statistics(
-                model, checkpoint.architecture, calibration, progress
-            )
+            statistics = collect_statistics(model, checkpoint.architecture, calibration, progress)
             del model
             ways = [ShrinkSection(keep=0.75, criterion=c) for c in ("reap", "frequency")]
             ways += [ShrinkSection(keep=0.75, criterion="random", seed=s) for s in range(3)]

@@ -62,9 +62,7 @@ def shrink(
         smaller = write_with_experts(checkpoint, kept, out, progress)
     copy_tokenizer(model, out)
     sample = text[:: max(1, len(text) // USAGE_SEQUENCES)]  # a picture, not a decision
-    after = collect_statistics(
-        load_model(out), smaller, sample, progress, "measure what is left"
-    )
+    after = collect_statistics(load_model(out), smaller, sample, progress, "measure what is left")
     report = ShrinkReport(
         criterion=params.criterion,
         experts_before=before.tokens.shape[1],

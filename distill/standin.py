@@ -103,9 +103,7 @@ def make_standin(
         f"A stand-in for a cloud model: the feed-forward layers of {dense.name} split into "
         f"{options.experts} overlapping experts. Not a model that anyone trained as an MoE."
     )
-    report = StandInReport(
-        note, options, describe(config).parameters(), dense_perplexity, result
-    )
+    report = StandInReport(note, options, describe(config).parameters(), dense_perplexity, result)
     write_json(out / "standin.json", asdict(report))
     return report
 
@@ -125,8 +123,11 @@ def _check(dense: Path, architecture: Architecture, options: StandInOptions) -> 
 
 def mixtral_config(config: Mapping[str, Any], options: StandInOptions) -> dict[str, Any]:
     """The dense model's config as a Mixtral of the same attention."""
-    kept = {k: v for k, v in config.items() if k not in ("architectures", "attention_bias",
-                                                         "mlp_bias", "pretraining_tp")}
+    kept = {
+        k: v
+        for k, v in config.items()
+        if k not in ("architectures", "attention_bias", "mlp_bias", "pretraining_tp")
+    }
     return {
         **kept,
         "architectures": ["MixtralForCausalLM"],
@@ -216,9 +217,7 @@ def split_layer(
 class _Share:
     """What one expert sees: its tokens [t], gated activations [t, I], and their factored gram."""
 
-    def __init__(
-        self, tokens: torch.Tensor, gated: torch.Tensor, options: StandInOptions
-    ) -> None:
+    def __init__(self, tokens: torch.Tensor, gated: torch.Tensor, options: StandInOptions) -> None:
         self.tokens = tokens
         self.gated = gated
         gram = gated.T @ gated
@@ -226,9 +225,7 @@ class _Share:
         self.factor = torch.linalg.cholesky(gram)
 
 
-def _fit_jointly(
-    shares: Sequence[_Share], downs: list[torch.Tensor], target: torch.Tensor
-) -> None:
+def _fit_jointly(shares: Sequence[_Share], downs: list[torch.Tensor], target: torch.Tensor) -> None:
     """Refit the down projections [H, I] in place so that the gated sums give ``target`` [T, H].
 
     Block coordinate descent: each expert in turn fits what the others leave, by ridge regression

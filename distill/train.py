@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from edgekit.architecture import TensorSpec
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
 from edgekit.distill.cache import LogitCache
-from edgekit.distill.loading import Model, load_model
 from edgekit.distill.fake_quantize import fake_quantize
+from edgekit.distill.loading import Model, load_model
 from edgekit.distill.losses import top_k_kl
 from edgekit.distill.state import TrainingState, restore_state, save_state
 from edgekit.distill.trainable import named_weights, trainable_parameters

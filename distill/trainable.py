@@ -22,9 +22,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def trainable_parameters(
-    model: Model, parts: Sequence[str]
-) -> dict[str, torch.nn.Parameter]:
+def trainable_parameters(model: Model, parts: Sequence[str]) -> dict[str, torch.nn.Parameter]:
     """Switch on the gradients of ``parts`` and return them by name.
 
     Raises:

@@ -142,7 +142,7 @@ class Architecture:
         return self.moe is not None and self.moe.sparse_layers[layer]
 
     def layer_prefix(self, layer: int) -> str:
-        """"model.layers.3."."""
+        """ "model.layers.3."."""
         return f"model.layers.{layer}."
 
     def attention(self, layer: int, projection: str) -> str:
@@ -204,9 +204,7 @@ class Architecture:
         if self.family.qk_norm:
             for name in ("q_norm", "k_norm"):
                 specs.append(
-                    TensorSpec(
-                        f"{prefix}self_attn.{name}.weight", (self.head_dim,), "norm", layer
-                    )
+                    TensorSpec(f"{prefix}self_attn.{name}.weight", (self.head_dim,), "norm", layer)
                 )
         specs.append(
             TensorSpec(prefix + "post_attention_layernorm.weight", (hidden,), "norm", layer)

@@ -89,7 +89,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames and new names in ``path`` durable (a no-op where directories cannot be opened)."""
+    """Make renames and new names in ``path`` durable (where directories can be opened)."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:  # Windows

@@ -201,9 +201,7 @@ def write_checkpoint(
     """
     architecture = describe(config)
     specs = architecture.tensors()
-    layout = [
-        TensorInfo(s.name, "F32" if s.role == "norm" else dtype, s.shape) for s in specs
-    ]
+    layout = [TensorInfo(s.name, "F32" if s.role == "norm" else dtype, s.shape) for s in specs]
     with TensorFileWriter(directory / WEIGHTS, layout, {"format": "pt"}) as writer:
         for spec, info in zip(specs, layout, strict=True):
             values = np.asarray(tensor(spec), np.float32)

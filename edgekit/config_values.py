@@ -41,8 +41,10 @@ class ConfigReader:
         value = self.config.get(key)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (
-            math.isfinite(value) and low < value < high
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not (math.isfinite(value) and low < value < high)
         ):
             raise self.bad(key, f"is {value!r}, expected a number between {low} and {high}")
         return float(value)

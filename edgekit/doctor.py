@@ -71,6 +71,8 @@ def _disk() -> Check:
     existing = next(p for p in (cache, *cache.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     return Check(
-        name="disk of the cache", ok=free >= MIN_DISK, detail=f"{free / 1e9:.1f} GB free in {cache}",
+        name="disk of the cache",
+        ok=free >= MIN_DISK,
+        detail=f"{free / 1e9:.1f} GB free in {cache}",
         remedy="" if free >= MIN_DISK else "free some disk",
-    )  # fmt: skip
+    )

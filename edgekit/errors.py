@@ -52,5 +52,5 @@ class OutOfResourcesError(EdgekitError):
 def missing_extra(module: str, extra: str) -> MissingRuntimeError:
     """The error for an optional dependency that is not installed."""
     return MissingRuntimeError(
-        f"{module} is not installed: run `pip install \"edgekit[{extra}]\"` and try again"
+        f'{module} is not installed: run `pip install "edgekit[{extra}]"` and try again'
     )

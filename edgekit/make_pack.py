@@ -70,7 +70,9 @@ def make_pack(
                 weights_file=WEIGHTS,
                 targets=_targets(recipe, evaluation),
                 minimum_runtime_versions={
-                    p: versions[p] for r in sorted(runtimes) if (p := RUNTIME_PACKAGES[r]) in versions
+                    package: versions[package]
+                    for package in (RUNTIME_PACKAGES[r] for r in sorted(runtimes))
+                    if package in versions
                 },
                 memory_estimate_bytes=weights + context * architecture.kv_bytes_per_token(4)
                 + FIXED_MEMORY,

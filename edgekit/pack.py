@@ -157,14 +157,10 @@ def variant_directory(pack: Path, manifest: Manifest, target: str) -> Path:
         if target in {t.target for t in variant.targets}:
             return pack / VARIANTS / variant.id
     known = sorted({t.target for v in manifest.variants for t in v.targets})
-    raise BadInputError(
-        f"{pack}: no variant for {target}; this pack runs on {', '.join(known)}"
-    )
+    raise BadInputError(f"{pack}: no variant for {target}; this pack runs on {', '.join(known)}")
 
 
-def open_pack(
-    pack: Path, target: str, progress: Progress, allow_damaged: bool = False
-) -> Path:
+def open_pack(pack: Path, target: str, progress: Progress, allow_damaged: bool = False) -> Path:
     """The variant directory for ``target``, verified first unless ``allow_damaged``."""
     manifest = read_manifest(pack) if allow_damaged else verify_pack(pack, progress)
     return variant_directory(pack, manifest, target)

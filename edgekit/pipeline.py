@@ -142,6 +142,7 @@ def _run_steps(
             run.log("skip", step=step.name)
         paths[step.name], digests[step.name] = directory, digest
         records[step.name] = record
+    run.drop_scratch()
     return records, skipped
 
 

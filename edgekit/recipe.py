@@ -20,12 +20,12 @@ from pydantic.fields import FieldInfo
 from edgekit.errors import BadInputError
 from edgekit.scheme import SCHEMES
 
-DOMAINS = ("chat", "prose", "code", "math", "tools", "chinese")
 Domain = Literal["chat", "prose", "code", "math", "tools", "chinese"]
+DOMAINS: tuple[Domain, ...] = ("chat", "prose", "code", "math", "tools", "chinese")
 Trainable = Literal["router", "norms", "attention", "experts", "mlp", "embedding", "all"]
 Target = Literal["openvino-cpu", "openvino-gpu", "openvino-npu", "onnx-cpu", "onnx-dml"]
 SchemeName = Literal["none", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-channel"]
-assert SCHEMES == SchemeName.__args__  # type: ignore[attr-defined]
+assert SchemeName.__args__ == SCHEMES  # type: ignore[attr-defined]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
@@ -137,14 +137,12 @@ class Recipe(Section):
 
     teacher: TeacherSection
     student: StudentSection | None = None
-    data: DataSection = DataSection()  # type: ignore[call-arg]
+    data: DataSection = DataSection()
     shrink: ShrinkSection | None = None
     distill: DistillSection | None = None
-    quantize: QuantizeSection = QuantizeSection()  # type: ignore[call-arg]
-    targets: tuple[TargetSection, ...] = Field(
-        (TargetSection(name="openvino-cpu"),), min_length=1  # type: ignore[call-arg]
-    )
-    gates: GatesSection = GatesSection()  # type: ignore[call-arg]
+    quantize: QuantizeSection = QuantizeSection()
+    targets: tuple[TargetSection, ...] = Field((TargetSection(name="openvino-cpu"),), min_length=1)
+    gates: GatesSection = GatesSection()
     pack: PackSection
 
     def to_toml(self) -> str:

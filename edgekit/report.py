@@ -17,8 +17,10 @@ from edgekit.plots import domain_kl, expert_usage, loss_curve, size_against_qual
 from edgekit.recipe import Recipe
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:60rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;margin:.6rem 0}
+body{font:15px/1.5 system-ui,sans-serif;color:#1f2933}
+body{max-width:60rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2rem}
+table{border-collapse:collapse;margin:.6rem 0}
 td,th{padding:.25rem .8rem .25rem 0;text-align:right;border-bottom:1px solid #e4e7eb}
 td:first-child,th:first-child{text-align:left}pre{background:#f5f7fa;padding:.8rem;overflow:auto}
 .bad{color:#b42318;font-weight:600}.note{color:#52606d}svg{max-width:100%;height:auto}
@@ -65,7 +67,7 @@ def machine() -> dict[str, Any]:
 
 
 def interval(value: Interval, digits: int = 3) -> str:
-    """"0.123 (0.101 to 0.145)"."""
+    """ "0.123 (0.101 to 0.145)"."""
     return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
 
@@ -165,9 +167,7 @@ def _steps(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     def cells(values: Iterable[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{_mark(v)}>{html.escape(str(v))}</{tag}>" for v in values
-        )
+        return "".join(f"<{tag}{_mark(v)}>{html.escape(str(v))}</{tag}>" for v in values)
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>"

@@ -80,8 +80,10 @@ class RunDirectory:
     def finish(self, step: str, digest: str) -> None:
         """Drop a finished step's scratch."""
         shutil.rmtree(self.path / SCRATCH / f"{step}-{digest[:16]}", ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (self.path / SCRATCH).rmdir()
+
+    def drop_scratch(self) -> None:
+        """Nothing is left to continue; a build killed before ``finish`` may have left some."""
+        shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
 
 
 def teacher_digest(run: Path) -> str:

@@ -69,9 +69,7 @@ def read_sequences(path: Path) -> list[TokenSequence]:
     ]
 
 
-def equal_length_runs(
-    sequences: Sequence[TokenSequence], max_tokens: int
-) -> list[tuple[int, int]]:
+def equal_length_runs(sequences: Sequence[TokenSequence], max_tokens: int) -> list[tuple[int, int]]:
     """Ranges [begin, end) of neighbours of one length, of at most ``max_tokens`` together.
 
     They stack without padding; a batch keeps the experts of an MoE busier than one sequence.

@@ -9,6 +9,7 @@ The header is checked in full before anything is mapped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 from collections.abc import Iterable, Mapping
@@ -156,10 +157,8 @@ class TensorFile:
 
     def close(self) -> None:
         """Unmap the file; a view that is still alive keeps the map until it is freed."""
-        try:
+        with contextlib.suppress(BufferError):  # numpy views are alive; it goes when they go
             self._map.close()
-        except BufferError:
-            pass  # numpy views are alive; the map goes when they go
 
     def info(self, name: str) -> TensorInfo:
         """The description of one tensor; ``BadInputError`` when it is absent."""
@@ -239,7 +238,9 @@ class TensorFileWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self._file.close()

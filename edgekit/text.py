@@ -39,7 +39,7 @@ class ChatTokenizer:
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
+        except Exception as error:  # tokenizers raises plain Exception
             raise BadInputError(
                 f"{path}: not a tokenizer that `tokenizers` reads ({error}); download it again"
             ) from error
@@ -141,8 +141,9 @@ class ChatTokenizer:
         found: set[int] = set()
         for name in ("generation_config.json", "config.json"):
             value = _optional_json(self._directory / name).get("eos_token_id")
-            found.update(v for v in (value if isinstance(value, list) else [value])
-                         if isinstance(v, int))
+            found.update(
+                v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)
+            )
         eos = self._tokenizer.token_to_id(self._special["eos_token"])
         if eos is not None:
             found.add(eos)

@@ -33,7 +33,7 @@ def quantize_matrix(
     rows, columns = weights.shape
     groups = weights.reshape(rows, columns // packing.group_size, packing.group_size)
     low = -packing.zero_point
-    scale = _round_scale(_signed_extreme(groups) / low)
+    scale = _round_scale(_signed_extreme(groups) / np.float32(low))
     if method == "mse":
         scale = _search(groups, scale, packing)
     codes = _codes(groups, scale, packing)

@@ -45,8 +45,12 @@ def transformers_checkpoint(quantized: Path, out: Path, progress: Progress) -> N
     specs = describe(config).tensors()
     with TensorFile(quantized / WEIGHTS) as file:
         kept = {s.name for s in specs if s.role == "linear" and scheme.packing(s)}
-        parts = [s.name + part for s in specs if s.name in kept
-                 for part in ("_packed", "_scale", "_shape")]
+        parts = [
+            s.name + part
+            for s in specs
+            if s.name in kept
+            for part in ("_packed", "_scale", "_shape")
+        ]
         layout = [file.info(name) for name in parts]
         layout += [TensorInfo(s.name, "F16", s.shape) for s in specs if s.name not in kept]
         with (

@@ -60,9 +60,7 @@ def compile_variant(
 def check_target(architecture: Architecture, scheme: Scheme, target: str) -> None:
     """Refuse a model that breaks a rule of ``target``; the sentence carries the remedy."""
     if target not in TARGETS:
-        raise BadInputError(
-            f"target {target!r} is not known; choose one of {', '.join(TARGETS)}"
-        )
+        raise BadInputError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
     for finding in check(target, architecture, scheme):
         if finding.blocks:
             raise BadInputError(f"{target}: {finding.reason}; {finding.remedy}")

@@ -7,6 +7,7 @@ ones (rotary frequencies, shapes, epsilons) are collected and laid out in the fi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class ConstantPool:
     def adjacent(self, names: Sequence[str]) -> TensorInfo:
         """Tensors of one shape that lie side by side, as one of shape [n, ...]."""
         infos = [self.info(name) for name in names]
-        for before, after in zip(infos, infos[1:], strict=False):
+        for before, after in itertools.pairwise(infos):
             if after.offset != before.offset + before.nbytes or after.shape != before.shape:
                 raise EdgekitError(
                     f"{self.path}: {after.name} does not follow {before.name}; quantize again"

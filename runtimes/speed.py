@@ -43,7 +43,7 @@ def run_once(variant: Path, target: str) -> Speed:
     )
     first, rate = [], []
     for _ in range(RUNS + 1):
-        stats = [event for event in engine.generate_tokens(prompt, sampling)][-1].stats
+        stats = list(engine.generate_tokens(prompt, sampling))[-1].stats
         first.append(stats.time_to_first_token)
         if stats.tokens_per_second:
             rate.append(stats.tokens_per_second)

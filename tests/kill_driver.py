@@ -1,8 +1,10 @@
 """Runs a tiny build again and again, killing it with SIGKILL at chosen file-system events.
 
-Reads lines of JSON ``{"out": DIR, "kill_at": N, "renames": bool}`` from standard input, forks a
+Reads lines of JSON ``{"out": DIR, "kill_at": N, "boundary": WHEN}`` from standard input, forks a
 child for each that builds the recipe given on the command line, and answers with
-``{"killed": bool, "events": N}``. Heavy imports happen once, before the first fork.
+``{"killed": bool, "events": N}``. Without a boundary the N-th event is the last; ``before`` kills
+just before the N-th rename that finishes a step, ``after`` at the first event that follows it.
+Heavy imports happen once, before the first fork.
 """
 
 from __future__ import annotations
@@ -26,11 +28,14 @@ from edgekit.progress import Silent
 from edgekit.recipe import load_recipe
 from edgekit.runtimes import onnx_graph, openvino_graph  # noqa: F401
 
-EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.truncate"}
+EVENTS = {
+    "open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.truncate",
+    "shutil.rmtree",
+}  # fmt: skip
 STEPS = ("-data", "-shrink", "-capture", "-distill", "-quantize", "-compile", "-evaluate", "pack")
 
 
-def child(recipe: Path, out: str, kill_at: int, renames: bool, pipe: int) -> None:
+def child(recipe: Path, out: str, kill_at: int, boundary: str, pipe: int) -> None:
     count = 0
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -39,11 +44,11 @@ def child(recipe: Path, out: str, kill_at: int, renames: bool, pipe: int) -> Non
             return
         if event == "open" and "r" in str(arguments[1] or "r") and "+" not in str(arguments[1]):
             return
-        if renames and not (event == "os.rename" and str(arguments[1]).endswith(STEPS)):
-            if count < kill_at or kill_at == 0:
-                return
+        finishes = event == "os.rename" and str(arguments[1]).endswith(STEPS)
+        if boundary and not finishes and not (boundary == "after" and count == kill_at):
+            return
         count += 1
-        if kill_at and count >= kill_at:
+        if kill_at and count >= kill_at + (boundary == "after"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     fixed = Speed(
@@ -66,7 +71,7 @@ def main() -> None:
             os.close(reader)
             status = 1
             try:
-                child(recipe, job["out"], job["kill_at"], job.get("renames", False), writer)
+                child(recipe, job["out"], job["kill_at"], job["boundary"], writer)
                 status = 0
             finally:
                 os._exit(status)

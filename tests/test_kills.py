@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 KILLS_PER_RUN = 5
-RUNS = 8
+RUNS = 10
+STEPS = 8  # seven of the recipe, and the pack
 
 RECIPE = """
 [teacher]
@@ -51,8 +53,8 @@ class Driver:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
-    def run(self, out: Path, kill_at: int = 0, renames: bool = False) -> dict:
-        job = {"out": str(out), "kill_at": kill_at, "renames": renames}
+    def run(self, out: Path, kill_at: int = 0, boundary: str = "") -> dict:
+        job = {"out": str(out), "kill_at": kill_at, "boundary": boundary}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         result = json.loads(self.process.stdout.readline())
@@ -96,23 +98,29 @@ def test_random_kills_leave_a_run_that_ends_in_the_same_pack(driver, undisturbed
     generator = random.Random(seed)
     out = tmp_path / "run"
     kills = 0
-    for _ in range(KILLS_PER_RUN):
-        kills += driver.run(out, generator.randint(1, events // 2))["killed"]
-    assert kills >= 3
+    while kills < KILLS_PER_RUN:
+        if driver.run(out, generator.randint(1, events // 2))["killed"]:
+            kills += 1
+        else:  # it ended before its turn came
+            assert_whole(out, expected)
+            shutil.rmtree(out)
     driver.run(out)
     assert_whole(out, expected)
 
 
-@pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_every_boundary_of_a_step(driver, undisturbed, tmp_path, after):
-    """Killed just before each rename that finishes a step, or at the first event after it."""
-    expected, _ = undisturbed
+def test_a_kill_just_before_each_step_is_finished(driver, undisturbed, tmp_path):
     out = tmp_path / "run"
     kills = 0
-    for _ in range(8):
-        kills += driver.run(out, 2 if after else 1, renames=True)["killed"]
-        if not after:  # let this one step finish, then be killed before the next
-            kills += driver.run(out, 2, renames=True)["killed"]
-    assert kills >= 8
+    for _ in range(STEPS):
+        kills += driver.run(out, 1, "before")["killed"]
+        kills += driver.run(out, 2, "before")["killed"]  # this step ends, the next one does not
+    assert kills == 2 * STEPS - 1
+    assert_whole(out, undisturbed[0])
+
+
+def test_a_kill_right_after_each_step_is_finished(driver, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    kills = sum(driver.run(out, 1, "after")["killed"] for _ in range(STEPS))
+    assert kills == STEPS
     driver.run(out)
-    assert_whole(out, expected)
+    assert_whole(out, undisturbed[0])

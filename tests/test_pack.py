@@ -75,14 +75,18 @@ def files(values):
 
 
 DAMAGE = {
-    "a flipped byte": (lambda p: (p / V / "config.json").write_bytes(b"[]"), "config.json.*content"),
+    "a flipped byte": (
+        lambda p: (p / V / "config.json").write_bytes(b"[]"), "config.json.*content",
+    ),
     "a truncated file": (lambda p: os.truncate(p / V / "weights.safetensors", 99), "has 99 bytes"),
     "a longer file": (lambda p: (p / V / "config.json").write_bytes(b"{} "), "has 3 bytes"),
     "a missing file": (lambda p: (p / V / "openvino/m.xml").unlink(), "m.xml: missing"),
     "an extra file": (lambda p: (p / V / "evil.so").write_bytes(b""), "evil.so: not part"),
     "an extra file at the top": (lambda p: (p / "run.sh").write_bytes(b""), "run.sh: not part"),
     "a linked file": (
-        lambda p: ((p / V / "config.json").unlink(), (p / V / "config.json").symlink_to("/dev/null")),
+        lambda p: (
+            (p / V / "config.json").unlink(), (p / V / "config.json").symlink_to("/dev/null")
+        ),
         "config.json: a link",
     ),
     "a linked directory": (lambda p: (p / "extra").symlink_to("/dev"), "extra: a link"),
@@ -94,7 +98,9 @@ DAMAGE = {
     "a manifest that is not JSON": (lambda p: (p / "pack.json").write_text("{"), "not valid JSON"),
     "an unknown key": (lambda p: edit(p, lambda v: v.update(evil=1)), "evil"),
     "a missing key": (lambda p: edit(p, lambda v: v.pop("student")), "student"),
-    "a newer schema": (lambda p: edit(p, lambda v: v.update(schema_version=9)), "version 9 is newer"),
+    "a newer schema": (
+        lambda p: edit(p, lambda v: v.update(schema_version=9)), "version 9 is newer",
+    ),
     "an escaping path": (
         lambda p: edit(p, lambda v: files(v)[0].update(path="../../etc/passwd")), "not allowed",
     ),

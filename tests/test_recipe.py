@@ -100,7 +100,9 @@ def test_a_file_that_is_no_recipe(tmp_path, content, sentence):
 recipes = st.fixed_dictionaries(
     {
         "teacher": st.fixed_dictionaries({"model": st.text(min_size=1, max_size=30)}),
-        "pack": st.fixed_dictionaries({"name": st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)}),
+        "pack": st.fixed_dictionaries(
+            {"name": st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)}
+        ),
         "shrink": st.fixed_dictionaries({"keep": st.floats(0.01, 1)}),
         "distill": st.fixed_dictionaries(
             {"steps": st.integers(0, 10**7), "learning_rate": st.floats(1e-9, 1)}

@@ -56,12 +56,18 @@ def command(
              "evaluation": result.evaluation, "gates": result.manifest.gates}
         )  # fmt: skip
         return
-    rows = [
-        (r.target, f"{r.quality['all'].kl.value:.4f}", f"{r.quality['all'].top1_agreement.value:.3f}",
-         f"{r.quality['all'].perplexity.value:.2f}",
-         f"{r.speed.tokens_per_second:.1f}" if r.speed else "-")
-        for r in result.evaluation.results
-    ]  # fmt: skip
+    figures = []
+    for target in result.evaluation.results:
+        quality, speed = target.quality["all"], target.speed
+        figures.append(
+            (
+                target.target,
+                f"{quality.kl.value:.4f}",
+                f"{quality.top1_agreement.value:.3f}",
+                f"{quality.perplexity.value:.2f}",
+                f"{speed.tokens_per_second:.1f}" if speed else "-",
+            )
+        )
     head = ["target", "KL, nats/token", "top-1", "perplexity", "tokens/s"]
-    console().print(table("", head, rows))
+    console().print(table("", head, figures))
     print(f"Pack: {result.pack}\nReport: {result.report}")

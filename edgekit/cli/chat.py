@@ -54,7 +54,7 @@ def answer_once(
     engine: Engine, question: str, sampling: Sampling, system: str = "", json: bool = False
 ) -> None:
     """Answer one question on standard output."""
-    messages = _opening(system) + [Message(role="user", content=question)]
+    messages = [*_opening(system), Message(role="user", content=question)]
     text, stats = answer(engine, messages, sampling, echo=not json)
     if json:
         speed = round(stats.tokens_per_second, 2)

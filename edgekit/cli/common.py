@@ -74,7 +74,7 @@ def count(value: float) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """"16GB", "512 MB" or a plain number of bytes.
+    """ "16GB", "512 MB" or a plain number of bytes.
 
     Raises:
         BadInputError: anything else.

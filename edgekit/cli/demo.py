@@ -35,7 +35,9 @@ def command(
     engine = load_engine(variant, "openvino-cpu")
     sampling = Sampling(temperature=0.0, repetition_penalty=1.0, max_tokens=200)
     if json:
-        print_json({**summary(result), "question": QUESTION, "answer": ask(engine, QUESTION, sampling)})
+        print_json(
+            {**summary(result), "question": QUESTION, "answer": ask(engine, QUESTION, sampling)}
+        )
         return
     show(result)
     print(f"\n> {QUESTION}")

@@ -21,7 +21,7 @@ def command(
 ) -> None:
     """What this machine has, what would be chosen for a pack, and why."""
     devices = list_devices()
-    chosen, reasons = "", []
+    chosen, reasons = "", list[str]()
     if explain:
         manifest = read_manifest(explain)
         chosen, reasons = choose([t.target for v in manifest.variants for t in v.targets])

@@ -31,8 +31,8 @@ def command(model: Model, json: Json = False) -> None:
         ("chat template", "yes" if result.chat_template else "no"),
     ]  # fmt: skip
     if result.num_experts:
-        rows.insert(2, ("experts per layer", f"{result.num_experts}, "
-                                             f"{result.num_experts_per_tok} per token"))  # fmt: skip
+        experts = f"{result.num_experts}, {result.num_experts_per_tok} per token"
+        rows.insert(2, ("experts per layer", experts))
     if result.weights_verified:
         rows.append(("weights", f"{size(result.stored_bytes)} {result.dtype}, shapes verified"))
     rows += [(f"size as {name}", size(value)) for name, value in result.size_per_scheme.items()]

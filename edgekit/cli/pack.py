@@ -80,7 +80,9 @@ def _print(manifest: Manifest, path: Path, json: bool) -> None:
     student = manifest.student
     experts = f", {student.num_experts} experts" if student.num_experts else ""
     print(f"{manifest.name} {manifest.version} ({manifest.license or 'no licence named'}): {path}")
-    print(f"{student.architecture}{experts}, {count(student.parameters)} parameters, {student.scheme}")
+    print(
+        f"{student.architecture}{experts}, {count(student.parameters)} parameters, {student.scheme}"
+    )
     rows = []
     for variant in manifest.variants:
         total = sum(f.size for f in variant.files)

@@ -36,9 +36,7 @@ def command(
     targets = target or list(TARGETS)
     for name in targets:
         if name not in TARGETS:
-            raise BadInputError(
-                f"--target {name}: not known; choose one of {', '.join(TARGETS)}"
-            )
+            raise BadInputError(f"--target {name}: not known; choose one of {', '.join(TARGETS)}")
     directory = resolve_config(model, default_progress())
     architecture = describe(read_config(directory), str(directory / "config.json"))
     plan = make_plan(architecture, targets, parse_bytes(memory), context)
@@ -71,7 +69,9 @@ def _show(plan: Plan) -> None:
             for c in plan.candidates if c.target == target
         ]  # fmt: skip
         head = ["scheme, experts", "weights", "KV cache", "total", "bits", "fits", "risk"]
-        screen.print(table(f"{target}, {size(plan.memory_bytes)}, {plan.context} tokens", head, rows))
+        screen.print(
+            table(f"{target}, {size(plan.memory_bytes)}, {plan.context} tokens", head, rows)
+        )
         screen.print(f"  {plan.reasons[target]}.", markup=False, highlight=False)
         if best:
             screen.print(f"  Evidence: {best.evidence}.", markup=False, highlight=False)

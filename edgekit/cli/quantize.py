@@ -20,7 +20,9 @@ app = typer.Typer(add_completion=False)
 def command(
     model: Model,
     out: Out,
-    scheme: Annotated[str, typer.Option(help="none, int8, int4-g32/g64/g128/channel.")] = "int4-g64",
+    scheme: Annotated[
+        str, typer.Option(help="none, int8, int4-g32/g64/g128/channel.")
+    ] = "int4-g64",
     method: Annotated[str, typer.Option(help="mse searches each scale; rtn does not.")] = "mse",
     json: Json = False,
 ) -> None:

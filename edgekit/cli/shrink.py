@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,5 +47,6 @@ def command(
     else:
         print(
             f"{report.experts_before} to {report.experts_after} experts per layer, "
-            f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters: {out}"
+            f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters: "
+            f"{out}"
         )

@@ -42,9 +42,7 @@ def test_statistics_equal_a_direct_computation(tiny_model, family):
         architecture = checkpoint.architecture
     model = load_model(directory)
     tokens = np.random.default_rng(0).integers(3, 500, 30).astype(np.int32)
-    found = collect_statistics(
-        model, architecture, [TokenSequence(tokens, "x", False)], Silent()
-    )
+    found = collect_statistics(model, architecture, [TokenSequence(tokens, "x", False)], Silent())
     captured = []
     hook = model.model.layers[1].mlp.register_forward_pre_hook(lambda _, a: captured.append(a[0]))
     with torch.inference_mode():
@@ -171,9 +169,7 @@ def test_quantization_aware_training_refuses_to_train_matrices(tiny_mixtral, cac
         train(tiny_mixtral, cache, section, tmp_path, Silent(), None, QuantizeSection())
 
 
-def test_interrupted_training_ends_in_the_same_weights(
-    tiny_model, cache, tmp_path, monkeypatch
-):
+def test_interrupted_training_ends_in_the_same_weights(tiny_model, cache, tmp_path, monkeypatch):
     import edgekit.distill.train as module
 
     monkeypatch.setattr(module, "SAVE_EVERY", 4)

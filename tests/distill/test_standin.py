@@ -18,7 +18,9 @@ OPTIONS = StandInOptions(experts=4, neurons=32, ridge=0.1)
 @pytest.fixture
 def layer():
     generator = torch.Generator().manual_seed(0)
-    gate, up, down = (torch.randn(*s, generator=generator) / 5 for s in ((64, 16), (64, 16), (16, 64)))
+    gate, up, down = (
+        torch.randn(*s, generator=generator) / 5 for s in ((64, 16), (64, 16), (16, 64))
+    )
     centres = torch.randn(3, 16, generator=generator) * 2
     x = torch.cat([c + torch.randn(200, 16, generator=generator) for c in centres])
     return gate, up, down, torch.nn.functional.normalize(x, dim=-1) * 4

@@ -1,5 +1,6 @@
 """The written checkpoint: its layout, its config, and what transformers makes of it."""
 
+import itertools
 import json
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_experts_of_a_projection_lie_side_by_side(quantized):
         prefix = "model.layers.1.block_sparse_moe.experts"
         for part in ("packed", "scale"):
             infos = [file.info(f"{prefix}.{e}.w2.weight_{part}") for e in range(4)]
-            for before, after in zip(infos, infos[1:]):
+            for before, after in itertools.pairwise(infos):
                 assert after.offset == before.offset + before.nbytes
 
 

@@ -77,7 +77,7 @@ def test_a_missing_graph_names_the_file_and_the_command(tmp_path, target):
 
 @pytest.mark.parametrize("target", ["openvino-npu", "onnx-dml"])
 def test_a_missing_device_is_named(variant, target):
-    with pytest.raises(MissingRuntimeError, match="device (NPU|DML)"):
+    with pytest.raises(MissingRuntimeError, match=r"device (NPU|DML)"):
         load_engine(variant("llama"), target)
 
 

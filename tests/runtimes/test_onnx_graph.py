@@ -72,9 +72,7 @@ def test_a_block_is_the_largest_power_of_two_that_divides_the_group(columns, gro
 )
 def test_repeated_channel_scales_change_nothing(exact, expected, family, options):
     found = exact(family, "int4-channel", **options).logits(TOKENS)
-    np.testing.assert_allclose(
-        found, expected(family, "int4-channel", **options), atol=TOLERANCE
-    )
+    np.testing.assert_allclose(found, expected(family, "int4-channel", **options), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
