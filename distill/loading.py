@@ -11,29 +11,24 @@ import torch
 
 from edgekit.architecture import Architecture
 from edgekit.checkpoint import Checkpoint
-from edgekit.memory import require_memory
 
 Model = Any  # transformers.PreTrainedModel, which carries no types
 
 
-def load_model(
-    directory: Path, dtype: torch.dtype = torch.float32, training: bool = False, force: bool = False
-) -> Model:
-    """The model of a checkpoint, on the CPU, checked by edgekit before transformers reads it.
+def load_model(directory: Path) -> Model:
+    """The model of a checkpoint in float32 on the CPU, checked before transformers reads it.
 
     Raises:
         BadInputError: the checkpoint is damaged or of an unknown family.
-        OutOfResourcesError: the memory does not hold it, unless ``force``.
     """
-    with Checkpoint(directory) as checkpoint:
-        needed = model_bytes(checkpoint.architecture, dtype, training)
-    require_memory(needed, f"{directory}: the model in {str(dtype).removeprefix('torch.')}", force)
+    with Checkpoint(directory):
+        pass
     with _quiet_transformers():
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(
             directory,
-            dtype=dtype,
+            dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
@@ -42,12 +37,6 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     return model
-
-
-def model_bytes(architecture: Architecture, dtype: torch.dtype, training: bool) -> int:
-    """Memory of the weights, and while training of activations and optimizer in proportion."""
-    weights = architecture.parameters() * dtype.itemsize
-    return int(weights * (2.5 if training else 1.3)) + (500 << 20)
 
 
 def sparse_blocks(model: Model, architecture: Architecture) -> dict[int, Any]:

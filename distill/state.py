@@ -29,7 +29,7 @@ def save_state(
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Replace the saved state; a kill in between leaves the old or the new one."""
+    """Replace the saved state; a kill in between leaves the old or the new one whole."""
     new = directory.with_name(directory.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -54,8 +54,12 @@ def restore_state(
     optimizer: torch.optim.Optimizer,
 ) -> TrainingState | None:
     """Load a saved state into the model and the optimizer; None when there is none."""
-    if directory is None or not directory.is_dir():
+    if directory is None:
         return None
+    if not directory.is_dir():
+        directory = directory.with_name(directory.name + ".old")  # killed between two renames
+        if not directory.is_dir():
+            return None
     values = json.loads((directory / "state.json").read_text())
     tensors = load_file(directory / "tensors.safetensors")
     with torch.no_grad():

@@ -73,7 +73,7 @@ def train(
         architecture = checkpoint.architecture
         _check_vocabulary(student, architecture.vocab_size, logits)
     torch.manual_seed(params.seed)
-    model = load_model(student, training=True)
+    model = load_model(student)
     parameters = trainable_parameters(model, params.trainable)
     if params.quantization_aware and quantization:
         _require_unpacked(params)

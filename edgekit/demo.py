@@ -23,7 +23,7 @@ from edgekit.sources import demo_model
 
 TEACHER = "teacher"
 QUESTION = "What is the capital of France?"
-SAMPLES = DataSection(tokens=8192, held_out_tokens=2048, sequence_length=128, seed=7)
+SAMPLES = DataSection(tokens=12_288, held_out_tokens=2048, sequence_length=128, seed=7)
 NEEDED_BYTES = 5_000_000_000
 
 

@@ -17,6 +17,13 @@ from edgekit.sources import resolve_config
 from edgekit.steps import plan_steps
 
 BASE_MEMORY = 700_000_000  # Python, torch and the runtimes
+FLOAT32_BYTES = 4
+TRAINED_BYTES = 16  # weight, gradient and AdamW's two moments
+LOGIT_BYTES = (
+    12 * 512
+)  # logits, their gradient and softmax of one forward pass, per vocabulary entry
+ROLE_PARTS = {"router": "router", "norm": "norms", "bias": "attention", "expert": "experts",
+              "embedding": "embedding", "head": "embedding"}  # fmt: skip
 TOKENS_TIMES_PARAMETERS_PER_SECOND = 6e10  # multiply-adds of a 2-core CPU in float32, measured
 
 
@@ -43,7 +50,7 @@ def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
     packed = weights_bytes(student, scheme, keep)
     tokens = recipe.data.tokens + recipe.data.held_out_tokens
     active = teacher.active_parameters()
-    load = teacher.parameters() * 4 + BASE_MEMORY
+    load = teacher.parameters() * FLOAT32_BYTES + BASE_MEMORY
     distill = recipe.distill
     seen = distill.steps * distill.batch_tokens if distill else 0
     cache = tokens * (distill.top_k * 6 + 2) if distill else 0
@@ -52,7 +59,8 @@ def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
         "data": (tokens * active * 1.5, load, tokens * 8),
         "shrink": (tokens * active * 2.5, load, parameters * 2),
         "capture": (tokens * active, load, cache),
-        "distill": (seen * student.active_parameters() * 3, parameters * 10 + BASE_MEMORY,
+        "distill": (seen * student.active_parameters() * 3,
+                    training_bytes(student, keep, distill.trainable if distill else ()),
                     parameters * 2),
         "quantize": (parameters * 400, BASE_MEMORY, packed),
         "compile": (parameters, BASE_MEMORY, packed),
@@ -85,6 +93,31 @@ def require_resources(estimates: Sequence[StepEstimate], out: Path, force: bool)
     require_memory(largest.memory_bytes, f"the step {largest.step}", force)
     if not force:
         require_disk(out, sum(e.disk_bytes for e in estimates), "the build")
+
+
+def training_bytes(
+    architecture: Architecture, keep: float = 1.0, trainable: Sequence[str] = ()
+) -> int:
+    """Memory for training the parts ``trainable`` with a fraction of the experts kept."""
+    total = BASE_MEMORY + LOGIT_BYTES * architecture.vocab_size
+    for spec in architecture.tensors():
+        feed_forward = "mlp" if spec.projection in ("gate", "up", "down") else "attention"
+        part = ROLE_PARTS.get(spec.role, feed_forward)
+        trained = "all" in trainable or part in trainable
+        share = keep if spec.role == "expert" else 1.0
+        total += int(spec.parameters * share) * (TRAINED_BYTES if trained else FLOAT32_BYTES)
+    return total
+
+
+def require_model(directory: Path, force: bool, trainable: Sequence[str] = ()) -> None:
+    """Refuse to load a checkpoint in float32, or to train parts of it, without the memory.
+
+    Raises:
+        OutOfResourcesError: names the checkpoint, unless ``force``.
+    """
+    architecture = describe(read_config(directory), str(directory / "config.json"))
+    what = f"{directory}: {'training' if trainable else 'running'} the model in float32"
+    require_memory(training_bytes(architecture, trainable=trainable), what, force)
 
 
 def _architecture(source: str, progress: Progress) -> Architecture:

@@ -21,7 +21,7 @@ from edgekit.evaluate import EvaluationReport
 from edgekit.gates import check_gates, require_gates
 from edgekit.make_pack import make_pack
 from edgekit.manifest import GateResult, Manifest, read_manifest
-from edgekit.memory import peak_memory
+from edgekit.memory import peak_memory, reset_peak_memory
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report import write_report
@@ -164,6 +164,7 @@ def _run_step(
 ) -> dict[str, Any]:
     run.log("start", step=step.name, digest=digest)
     scratch = run.scratch(step.name, digest)
+    reset_peak_memory()
     with atomic_directory(directory, replace=True) as temporary:
         inputs = {name: paths[name] for name in step.inputs}
         with stopwatch() as seconds:

@@ -19,12 +19,13 @@ Out = Annotated[Path, typer.Option("--out", help="Directory to write; must not e
 Model = Annotated[
     str, typer.Argument(help="Directory, hf://owner/name, FILE.gguf or package:NAME.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Ignore the memory check.")]
 
 
 def console() -> Console:
-    """Standard output, at most 100 columns wide."""
+    """Standard output, at most 100 columns wide, and 100 where it is not a terminal."""
     probe = Console()
-    return Console(width=min(probe.width, WIDTH), soft_wrap=False)
+    return Console(width=min(probe.width, WIDTH) if probe.is_terminal else WIDTH)
 
 
 def to_json(value: Any) -> Any:

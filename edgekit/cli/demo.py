@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgekit.cli.chat import ask, converse
-from edgekit.cli.common import Json, console, count, print_json, size, table
+from edgekit.cli.common import Force, Json, console, count, print_json, size, table
 from edgekit.demo import QUESTION, DemoResult, demo
 from edgekit.pack import variant_directory
 from edgekit.progress import default_progress
@@ -25,7 +25,7 @@ def command(
         "edgekit-demo"
     ),
     no_chat: Annotated[bool, typer.Option("--no-chat", help="Stop after one answer.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Ignore the memory check.")] = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """The whole road on a small real model: a stand-in MoE, shrunk, healed, quantized, packed."""

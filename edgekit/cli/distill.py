@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgekit.atomic import atomic_directory
-from edgekit.cli.common import Json, Model, Out, print_json, size
+from edgekit.cli.common import Force, Json, Model, Out, print_json, size
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, DistillSection, checked
 from edgekit.sources import resolve_model
@@ -26,6 +26,7 @@ def capture(
     sequence_length: int = 256,
     top_k: Annotated[int, typer.Option(min=1, help="Logits kept per position.")] = 64,
     seed: int = 0,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Run the teacher once and keep its logits."""
@@ -35,9 +36,11 @@ def capture(
     )  # fmt: skip
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.capture import capture as capture_logits
+    from edgekit.estimate import require_model
 
     progress = default_progress()
     teacher = resolve_model(model, progress)
+    require_model(teacher, force)
     with atomic_directory(out) as directory:
         samples = directory / ".samples"
         samples.mkdir()
@@ -64,6 +67,7 @@ def train(
         list[str] | None, typer.Option(help="router, norms, attention, experts, mlp, all.")
     ] = None,
     seed: int = 0,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Train a student on a cache; interrupted, the same command continues."""
@@ -73,9 +77,11 @@ def train(
         trainable=parts, seed=seed,
     )  # fmt: skip
     from edgekit.distill.train import train as train_student
+    from edgekit.estimate import require_model
 
     progress = default_progress()
     model = resolve_model(student, progress)
+    require_model(model, force, parts)
     scratch = out.with_name(f".{out.name}.state")
     with atomic_directory(out) as directory:
         report = train_student(model, cache, section, directory, progress, scratch)

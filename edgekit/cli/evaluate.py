@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli.common import Json, console, print_json, table
+from edgekit.cli.common import Force, Json, console, print_json, table
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, checked
 from edgekit.report import interval
@@ -25,6 +25,7 @@ def command(
     target: Annotated[list[str] | None, typer.Option(help="Repeatable.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to evaluate on.")] = 2048,
     seed: int = 1,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """KL, agreement and perplexity of what will run, against a teacher; speed and memory."""
@@ -34,11 +35,13 @@ def command(
     from edgekit.checkpoint import Checkpoint
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.teacher import teacher_logits
+    from edgekit.estimate import require_model
     from edgekit.evaluate import evaluate
     from edgekit.sequences import FILE_NAME, read_sequences
 
     progress = default_progress()
     model = resolve_model(teacher, progress)
+    require_model(model, force)
     with Checkpoint(model) as checkpoint:
         teacher_bytes = checkpoint.nbytes
     with tempfile.TemporaryDirectory() as scratch:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgekit.atomic import atomic_directory
-from edgekit.cli.common import Json, Model, Out, count, print_json
+from edgekit.cli.common import Force, Json, Model, Out, count, print_json
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, ShrinkSection, checked
 from edgekit.sources import resolve_model
@@ -24,6 +24,7 @@ def command(
     data: Annotated[list[str] | None, typer.Option(help=".txt, .jsonl, .parquet.")] = None,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 8192,
     seed: int = 0,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """One step alone: fewer experts."""
@@ -31,9 +32,11 @@ def command(
     sampling = checked(DataSection, files=tuple(data or ()), tokens=tokens, seed=seed)
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.shrink import shrink
+    from edgekit.estimate import require_model
 
     progress = default_progress()
     teacher = resolve_model(model, progress)
+    require_model(teacher, force)
     with atomic_directory(out) as directory:
         samples = directory / ".samples"
         samples.mkdir()

@@ -12,7 +12,7 @@ from edgekit.errors import BadInputError
 from edgekit.progress import Silent
 from edgekit.sequences import TokenSequence
 
-OPTIONS = StandInOptions(experts=4, neurons=32, ridge=0.1)
+OPTIONS = StandInOptions(experts=4, neurons=32)
 
 
 @pytest.fixture

@@ -1,0 +1,88 @@
+"""The safetensors reader and writer against the safetensors library, and against noise."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from safetensors.numpy import load_file, save_file
+
+from edgekit.errors import BadInputError, EdgekitError
+from edgekit.tensorfile import (
+    DATA_ALIGNMENT,
+    TensorFile,
+    TensorFileWriter,
+    TensorInfo,
+    float32_to_bfloat16,
+    read_header,
+)
+
+KINDS = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I32": np.int32, "I64": np.int64}
+shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+tensor = st.sampled_from(sorted(KINDS)).flatmap(
+    lambda k: shapes.flatmap(lambda s: st.tuples(st.just(k), arrays.arrays(KINDS[k], s)))
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.dictionaries(st.text(min_size=1, max_size=12), tensor, min_size=1, max_size=4))
+def test_what_is_written_is_what_safetensors_reads_and_the_other_way(tmp_path_factory, values):
+    values.pop("__metadata__", None)
+    path = tmp_path_factory.mktemp("file") / "x.safetensors"
+    layout = [TensorInfo(n, kind, array.shape) for n, (kind, array) in values.items()]
+    with TensorFileWriter(path, layout, {"a": "b"}) as writer:
+        for name in reversed(list(values)):  # any order
+            writer.write(name, values[name][1])
+    read = load_file(path)
+    assert read.keys() == values.keys()
+    for name, (_, array) in values.items():
+        np.testing.assert_array_equal(read[name], array)
+    if values:
+        offsets = [t.offset for t in read_header(path)[0].values()]
+        assert min(offsets) % DATA_ALIGNMENT == 0
+    theirs = path.with_name("y.safetensors")
+    save_file({n: a for n, (_, a) in values.items()}, theirs)
+    with TensorFile(theirs) as file:
+        for name, (_, array) in values.items():
+            np.testing.assert_array_equal(file.array(name), array)
+
+
+@settings(max_examples=300, deadline=None)
+@given(noise=st.binary(max_size=200), length=st.integers(0, 220), header=st.booleans())
+def test_noise_is_refused_and_never_a_crash(tmp_path_factory, noise, length, header):
+    path = tmp_path_factory.mktemp("noise") / "x.safetensors"
+    raw = length.to_bytes(8, "little") + noise
+    if header:
+        raw = (len(noise) + 2).to_bytes(8, "little") + b"{" + noise + b"}"
+    path.write_bytes(raw)
+    try:
+        read_header(path)
+    except BadInputError as error:
+        assert str(path) in str(error)
+
+
+@settings(max_examples=200, deadline=None)
+@given(values=arrays.arrays(np.float32, st.integers(1, 20), elements=st.floats(width=32)))
+def test_bfloat16_rounds_as_torch_does(values):
+    expected = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    found = float32_to_bfloat16(values)
+    number = ~np.isnan(values)
+    np.testing.assert_array_equal(found[number], expected[number])
+    assert np.isnan((found[~number].astype(np.uint32) << 16).view(np.float32)).all()
+
+
+def test_a_file_with_a_tensor_forgotten_or_misshapen_is_a_defect(tmp_path):
+    layout = [TensorInfo("a", "F32", (2,)), TensorInfo("b", "F32", (2,))]
+    with (
+        pytest.raises(EdgekitError, match="1 tensors not written: b"),
+        TensorFileWriter(tmp_path / "x", layout) as writer,
+    ):
+        writer.write("a", np.zeros(2, np.float32))
+    with (
+        pytest.raises(EdgekitError, match=r"a is float32\[3\]"),
+        TensorFileWriter(tmp_path / "x", layout) as writer,
+    ):
+        writer.write("a", np.zeros(3, np.float32))
+    with pytest.raises(EdgekitError, match="twice"):
+        TensorFileWriter(tmp_path / "x", [layout[0], layout[0]])
