@@ -14,6 +14,8 @@ from typing import Any
 from edgekit.errors import BadInputError, OutOfResourcesError
 
 PARTIAL = ".partial"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextlib.contextmanager
@@ -52,11 +54,11 @@ def disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise OutOfResourcesError(
                 f"{target}: no space left to write it; free some disk or choose another --out"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in UNWRITABLE:
             raise BadInputError(
                 f"{target}: cannot be written ({os.strerror(error.errno)}); choose another --out"
             ) from error
