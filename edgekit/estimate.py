@@ -9,15 +9,13 @@ from pathlib import Path
 from edgekit.architecture import Architecture, describe
 from edgekit.checkpoint import read_config
 from edgekit.memory import require_disk, require_memory
-from edgekit.plan import weights_bytes
+from edgekit.plan import BASE_MEMORY, FLOAT32_BYTES, weights_bytes
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.scheme import Scheme
 from edgekit.sources import resolve_config
 from edgekit.steps import plan_steps
 
-BASE_MEMORY = 700_000_000  # Python, torch and the runtimes
-FLOAT32_BYTES = 4
 TRAINED_BYTES = 16  # weight, gradient and AdamW's two moments
 LOGIT_BYTES = (
     12 * 512

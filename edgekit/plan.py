@@ -15,6 +15,8 @@ from edgekit.tensorfile import DTYPES
 SCHEMES = ("none", "int8", "int4-g128", "int4-g64", "int4-g32", "int4-channel")
 KEEPS = (1.0, 0.75, 0.5, 0.25)
 WORKING_BYTES = 150_000_000  # runtime and code
+BASE_MEMORY = 700_000_000  # of a build: Python, torch and the runtimes
+FLOAT32_BYTES, BFLOAT16_BYTES = 4, 2
 ACTIVATION_BYTES_PER_TOKEN = 12  # times hidden_size, a prompt chunk of 512 tokens
 
 # (scheme bits, kept fraction at most) -> risk and where it comes from
@@ -44,6 +46,7 @@ class Candidate(BaseModel):
     kv_cache_bytes: int
     working_bytes: int
     bits_per_original_weight: float
+    build_disk_bytes: int
     fits: bool
     findings: list[Finding]
     risk: str
@@ -61,12 +64,16 @@ class Candidate(BaseModel):
 
 
 class Plan(BaseModel):
-    """Candidates per target, and the one recommended with the reason; None where nothing fits."""
+    """Candidates per target, and the one recommended with the reason; None where nothing fits.
+
+    ``build_memory_bytes`` is the peak of `edgekit build`, which runs the teacher in float32.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     memory_bytes: int
     context: int
+    build_memory_bytes: int
     candidates: list[Candidate]
     recommended: dict[str, Candidate | None]
     reasons: dict[str, str]
@@ -95,8 +102,11 @@ def make_plan(
     for target in targets:
         mine = [c for c in candidates if c.target == target]
         recommended[target], reasons[target] = _recommend(architecture, mine)
-    return Plan(memory_bytes=memory_bytes, context=context, candidates=candidates,
-                recommended=recommended, reasons=reasons)  # fmt: skip
+    return Plan(
+        memory_bytes=memory_bytes, context=context,
+        build_memory_bytes=architecture.parameters() * FLOAT32_BYTES + BASE_MEMORY,
+        candidates=candidates, recommended=recommended, reasons=reasons,
+    )  # fmt: skip
 
 
 def _keeps_enough(architecture: Architecture, keep: float) -> bool:
@@ -116,9 +126,20 @@ def _candidate(
     return Candidate(
         target=target, scheme=name, keep=keep, weights_bytes=weights, kv_cache_bytes=cache,
         working_bytes=working, bits_per_original_weight=8 * weights / architecture.parameters(),
+        build_disk_bytes=_build_disk(architecture, weights, keep),
         fits=weights + cache + working <= memory,
         findings=check(target, architecture, scheme), risk=risk, evidence=evidence,
     )  # fmt: skip
+
+
+def _build_disk(architecture: Architecture, weights: int, keep: float) -> int:
+    """Quantized, compiled and packed; below all experts the pruned and the healed student too."""
+    if keep == 1:
+        return 3 * weights
+    kept = sum(
+        int(s.parameters * (keep if s.role == "expert" else 1)) for s in architecture.tensors()
+    )
+    return 3 * weights + 2 * kept * BFLOAT16_BYTES
 
 
 def _evidence(bits: int, keep: float) -> tuple[str, str]:

@@ -9,8 +9,8 @@ from edgekit.checkpoint import Checkpoint, read_config
 from edgekit.cli.common import parse_bytes
 from edgekit.cli.main import main
 from edgekit.errors import BadInputError, OutOfResourcesError
-from edgekit.estimate import BASE_MEMORY, LOGIT_BYTES, require_model, time_class, training_bytes
-from edgekit.plan import make_plan, weights_bytes
+from edgekit.estimate import LOGIT_BYTES, require_model, time_class, training_bytes
+from edgekit.plan import BASE_MEMORY, make_plan, weights_bytes
 from edgekit.rules import RULES, TARGETS, check
 from edgekit.scheme import CONSTANTS_BYTES, Scheme
 
@@ -55,6 +55,14 @@ def test_the_cache_is_two_times_layers_heads_and_context(qwen):
     sizes = {c.target: c.kv_cache_bytes for c in plan.candidates}
     assert sizes["openvino-cpu"] == 2 * 48 * 4 * 128 * 1000
     assert sizes["onnx-cpu"] == 4 * sizes["openvino-cpu"]
+
+
+def test_building_needs_the_teacher_in_float32_and_room_for_every_step(qwen):
+    plan = make_plan(qwen, ["openvino-cpu"], 32 * GB, 4096)
+    assert plan.build_memory_bytes == pytest.approx(4 * 30.5e9, rel=0.01)
+    disks = {(c.scheme, c.keep): c.build_disk_bytes - 3 * c.weights_bytes for c in plan.candidates}
+    assert disks["int4-g64", 1.0] == 0
+    assert disks["int4-g64", 0.5] == pytest.approx(2 * 2 * 16e9, rel=0.02)  # twice in bfloat16
 
 
 def test_quantizing_comes_before_pruning_and_pruning_never_before_int4(qwen):

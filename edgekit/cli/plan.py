@@ -75,6 +75,10 @@ def _show(plan: Plan) -> None:
         screen.print(f"  {plan.reasons[target]}.", markup=False, highlight=False)
         if best:
             screen.print(f"  Evidence: {best.evidence}.", markup=False, highlight=False)
+            screen.print(
+                f"  Building it takes about {size(plan.build_memory_bytes)} of memory and "
+                f"{size(best.build_disk_bytes)} of disk.", markup=False, highlight=False,
+            )  # fmt: skip
         notes = {f.rule: f for c in plan.candidates if c.target == target for f in c.findings}
         for finding in notes.values():
             text = f"  {finding.rule}: {finding.reason}; {finding.remedy}."
