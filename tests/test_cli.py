@@ -111,6 +111,18 @@ def test_single_steps_make_a_variant_that_answers(tiny_mixtral, tmp_path, capsys
     assert json.loads(answer)["stats"]["generated_tokens"] >= 1
 
 
+def test_the_copy_for_transformers_loads_there(tiny_llama, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    copy = tmp_path / "copy"
+    arguments = ["quantize", str(tiny_llama), "--scheme", "int4-g32", "--out", str(tmp_path / "q")]
+    assert main([*arguments, "--for-transformers", str(copy)]) == 0
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    assert model.config.quantization_config.quant_method == "compressed-tensors"
+    scheme = model.model.layers[0].self_attn.q_proj.quantization_scheme
+    assert (scheme.weights.num_bits, scheme.weights.group_size) == (4, 32)
+
+
 def test_distill_alone(tiny_mixtral, tiny_model, tmp_path, capsys):
     cache, out = tmp_path / "cache", tmp_path / "out"
     code = main(["distill", "capture", str(tiny_mixtral), "--tokens", "256", "--held-out-tokens",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,9 @@ def command(
         str, typer.Option(help="none, int8, int4-g32/g64/g128/channel.")
     ] = "int4-g64",
     method: Annotated[str, typer.Option(help="mse searches each scale; rtn does not.")] = "mse",
+    for_transformers: Annotated[
+        Path | None, typer.Option(help="Also write a copy that transformers loads, here.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a quantized checkpoint."""
@@ -34,6 +38,11 @@ def command(
     source = resolve_model(model, progress)
     with atomic_directory(out) as directory:
         report = quantize(source, Scheme.parse(scheme), directory, progress, section.method)
+    if for_transformers:
+        from edgekit.quantize.reference import transformers_checkpoint
+
+        with atomic_directory(for_transformers) as directory:
+            transformers_checkpoint(out, directory, progress)
     if json:
         print_json(report)
     else:
