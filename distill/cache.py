@@ -102,22 +102,24 @@ class LogitCache:
                 f"{directory / FILE_NAME}: not the sequences that the cache was captured on; "
                 "capture it again"
             )
-        self._files = [TensorFile(shard_path(directory, i)) for i in range(len(shards))]
-        self._place: dict[int, tuple[TensorFile, int]] = {}
-        for file, (begin, end) in zip(self._files, shards, strict=True):
+        self._place: dict[int, tuple[Path, int]] = {}  # shard and first position
+        for shard, (begin, end) in enumerate(shards):
+            path = shard_path(directory, shard)
             start = 0
             for number in range(begin, end):
-                self._place[number] = (file, start)
+                self._place[number] = (path, start)
                 start += len(self.sequences[number].tokens)
-            if file.info("tail").shape != (start,):
-                raise BadInputError(f"{file.path}: holds too few positions; capture it again")
+            with TensorFile(path) as file:
+                if file.info("tail").shape != (start,):
+                    raise BadInputError(f"{path}: holds too few positions; capture it again")
 
     def targets(self, number: int) -> TeacherTargets:
         """Targets of sequence ``number``: position t is the distribution of token t + 1."""
-        file, start = self._place[number]
+        path, start = self._place[number]
         rows = slice(start, start + len(self.sequences[number].tokens))
-        return TeacherTargets(
-            torch.from_numpy(file.array("ids")[rows].astype(np.int64)),
-            torch.from_numpy(file.float32("logprobs")[rows].copy()),
-            torch.from_numpy(file.float32("tail")[rows].copy()),
-        )
+        with TensorFile(path) as file:  # opened each time: a large cache has thousands of shards
+            return TeacherTargets(
+                torch.from_numpy(file.array("ids")[rows].astype(np.int64)),
+                torch.from_numpy(file.array("logprobs")[rows].astype(np.float32)),
+                torch.from_numpy(file.array("tail")[rows].astype(np.float32)),
+            )

@@ -16,9 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from edgekit.distill.documents import read_documents
+from edgekit.architecture import describe
+from edgekit.checkpoint import read_config
+from edgekit.distill.documents import read_documents, require_goal
 from edgekit.distill.loading import Model, load_model
+from edgekit.errors import BadInputError
 from edgekit.progress import Progress, Task
 from edgekit.recipe import DataSection
 from edgekit.sequences import (
@@ -61,14 +65,25 @@ def make_sequences(
 
     Raises:
         BadInputError: a file cannot be read, holds too little text, or the teacher has no
-            tokenizer or chat template.
+            tokenizer or chat template, another model's tokenizer, or too short a context.
     """
+    require_goal(params)
+    architecture = describe(read_config(teacher), str(teacher / "config.json"))
+    if params.sequence_length > architecture.context_length:
+        raise BadInputError(
+            f"[data] sequence_length {params.sequence_length} is more than the "
+            f"{architecture.context_length} positions of {teacher}; lower it"
+        )
     tokenizer = ChatTokenizer(teacher)
     if params.files:
         sequences = read_documents(tokenizer, params)
+        _check_tokens(teacher, architecture.vocab_size, [s.tokens for s in sequences])
         source = ", ".join(Path(f).name for f in params.files)
     else:
-        sequences = _generate(teacher, tokenizer, params, progress, scratch)
+        rows = plan_rows(tokenizer, params)
+        pools = {(row.domain, row.held_out): row.prompts for row in rows}  # the same in all rows
+        _check_tokens(teacher, architecture.vocab_size, [*itertools.chain(*pools.values())])
+        sequences = _generate(teacher, tokenizer, params, rows, progress, scratch)
         source = "prompts of edgekit continued by the teacher"
     write_sequences(out / FILE_NAME, sequences)
     return DataReport(
@@ -84,6 +99,22 @@ def load_prompts() -> dict[str, list[str]]:
     """The prompts of edgekit, by domain."""
     file = resources.files("edgekit.distill") / "data" / "prompts.json"
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _check_tokens(
+    teacher: Path, vocab_size: int, encoded: Sequence[Sequence[int] | NDArray[np.int32]]
+) -> None:
+    if not all(len(tokens) for tokens in encoded):
+        raise BadInputError(
+            f"{teacher}: the tokenizer and its chat template make no token of a prompt; copy the "
+            "tokenizer files of the original model there"
+        )
+    highest = max(int(np.max(tokens)) for tokens in encoded)
+    if highest >= vocab_size:
+        raise BadInputError(
+            f"{teacher}: the tokenizer gives token {highest} but the model has {vocab_size}; they "
+            "do not belong together, copy the tokenizer files of the original model there"
+        )
 
 
 def _count(sequences: Sequence[TokenSequence], held_out: bool) -> dict[str, int]:
@@ -137,10 +168,10 @@ def _generate(
     teacher: Path,
     tokenizer: ChatTokenizer,
     params: DataSection,
+    rows: Sequence[Row],
     progress: Progress,
     scratch: Path | None,
 ) -> list[TokenSequence]:
-    rows = plan_rows(tokenizer, params)
     model: Model | None = None
     done: list[TokenSequence] = []
     with progress.task("sample from the teacher", len(rows) * params.sequence_length) as task:
@@ -153,9 +184,15 @@ def _generate(
                 continue
             model = model or load_model(teacher)
             seed = params.seed * 1_000_003 + number
-            sequences = sample(
-                model, batch, tokenizer.end_tokens, params.sequence_length, seed, task
-            )
+            try:
+                sequences = sample(
+                    model, batch, tokenizer.end_tokens, params.sequence_length, seed, task
+                )
+            except FloatingPointError as error:
+                raise BadInputError(
+                    f"{teacher}: {error}, so nothing can be sampled; the weights are damaged, "
+                    "download them again"
+                ) from error
             if saved:
                 partial = saved.with_suffix(".partial")
                 write_sequences(partial, sequences)
@@ -177,6 +214,9 @@ def sample(
 
     Prompt tokens are forced, and after an end token the row's next prompt is asked, so all rows
     stay in step: no padding, and no row idles until the longest answer is done.
+
+    Raises:
+        FloatingPointError: the model's logits are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     queues = [itertools.cycle(row.prompts) for row in rows]
@@ -205,6 +245,8 @@ def sample(
 
 def _nucleus(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Sample [B] from logits [B, V] with temperature and top-p (arXiv 1904.09751)."""
+    if not logits.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite")
     candidates, order = (logits / TEMPERATURE).topk(min(256, logits.shape[-1]), dim=-1)
     probabilities = candidates.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +20,54 @@ from edgekit.text import ChatTokenizer
 MIN_TOKENS = 8  # shorter sequences carry too little context to be worth a position
 
 
+@dataclass(frozen=True)
+class Document:
+    """One row of a file; with ``messages`` its ``text`` is how the template renders them."""
+
+    path: Path
+    text: str
+    messages: list[dict[str, Any]] | None
+
+
+def require_goal(params: DataSection) -> None:
+    """Refuse a section that wants neither split."""
+    if not params.tokens and not params.held_out_tokens:
+        raise BadInputError("no text asked for; raise [data] tokens")
+
+
 def read_documents(tokenizer: ChatTokenizer, params: DataSection) -> list[TokenSequence]:
     """Sequences of ``params.files``; the domain is the file's name without its ending.
 
     A document goes to one split, chosen by a hash of its text and the seed: evaluation gets
-    ``held_out_tokens`` of it, training ``tokens``.
+    ``held_out_tokens`` of it, training ``tokens``; a split of 0 tokens gets none. Reading stops
+    once both have what they want.
 
     Raises:
         BadInputError: a file is missing, of an unknown kind or malformed, or there is too little
-            text for either split.
+            text for a split that is wanted.
     """
+    require_goal(params)
+    paths = [_checked(Path(name)) for name in params.files]
     pools: dict[bool, list[TokenSequence]] = {False: [], True: []}
     share = params.held_out_tokens / (params.tokens + params.held_out_tokens)
-    limits = {False: params.tokens, True: params.held_out_tokens}
-    for name in params.files:
-        path = Path(name)
-        for text in _texts(path, tokenizer):
-            held_out = _fraction(text, params.seed) < share
-            room = limits[held_out] - sum(len(s.tokens) for s in pools[held_out])
-            tokens = tokenizer.encode(text, allow_special=path.suffix != ".txt")[: max(room, 0)]
-            for start in range(0, len(tokens), params.sequence_length):
-                piece = tokens[start : start + params.sequence_length]
-                if len(piece) >= MIN_TOKENS:
-                    pools[held_out].append(
-                        TokenSequence(np.array(piece, np.int32), path.stem, held_out)
-                    )
+    goals = {False: params.tokens, True: params.held_out_tokens}
+    # a split that is wanted at all has room for the shortest sequence
+    room = {held_out: max(goal, MIN_TOKENS) if goal else 0 for held_out, goal in goals.items()}
+    for document in itertools.chain.from_iterable(_documents(p, tokenizer) for p in paths):
+        held_out = _fraction(document.text, params.seed) < share
+        if room[held_out] < MIN_TOKENS:
+            continue
+        tokens = _encode(tokenizer, document)[: room[held_out]]
+        for start in range(0, len(tokens), params.sequence_length):
+            piece = tokens[start : start + params.sequence_length]
+            if len(piece) >= MIN_TOKENS:
+                domain = document.path.stem
+                pools[held_out].append(TokenSequence(np.array(piece, np.int32), domain, held_out))
+                room[held_out] -= len(piece)
+        if max(room.values()) < MIN_TOKENS:
+            break
     for held_out, field in ((False, "tokens"), (True, "held_out_tokens")):
-        if not pools[held_out]:
+        if goals[held_out] and not pools[held_out]:
             raise BadInputError(
                 f"{', '.join(params.files)}: too little text for [data] {field}; add files or "
                 "shorter documents"
@@ -57,15 +80,25 @@ def _fraction(text: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _texts(path: Path, tokenizer: ChatTokenizer) -> Iterator[str]:
-    readers = {".txt": _paragraphs, ".jsonl": _json_lines, ".parquet": _parquet}
-    if path.suffix not in readers:
+def _encode(tokenizer: ChatTokenizer, document: Document) -> list[int]:
+    """Token ids; only the chat template around messages may write special tokens."""
+    if document.messages is None:
+        return tokenizer.encode(document.text)
+    return tokenizer.encode_chat(document.messages, add_generation_prompt=False)
+
+
+def _checked(path: Path) -> Path:
+    if path.suffix not in READERS:
         raise BadInputError(f"{path}: not .txt, .jsonl or .parquet; convert it to one of them")
     if not path.is_file():
         raise BadInputError(f"{path}: no such file; correct [data] files")
+    return path
+
+
+def _documents(path: Path, tokenizer: ChatTokenizer) -> Iterator[Document]:
     try:
-        for row in readers[path.suffix](path):
-            yield _row_text(path, row, tokenizer)
+        for row in READERS[path.suffix](path):
+            yield _document(path, row, tokenizer)
     except UnicodeDecodeError as error:
         raise BadInputError(f"{path}: not UTF-8 text ({error.reason}); convert it") from error
 
@@ -89,7 +122,13 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+                json.dumps(row, ensure_ascii=False).encode()  # fails on half a character
+            except UnicodeEncodeError as error:
+                raise BadInputError(
+                    f"{path}: line {number} has a lone surrogate such as \\ud800, which is no "
+                    "text; correct it"
+                ) from error
+            except (ValueError, RecursionError) as error:
                 raise BadInputError(f"{path}: line {number} is not JSON; correct it") from error
             if not isinstance(row, dict):
                 raise BadInputError(f"{path}: line {number} is not an object; correct it")
@@ -110,15 +149,19 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
         raise BadInputError(f"{path}: not a whole parquet file; write it again") from error
 
 
-def _row_text(path: Path, row: dict[str, Any], tokenizer: ChatTokenizer) -> str:
+READERS = {".txt": _paragraphs, ".jsonl": _json_lines, ".parquet": _parquet}
+
+
+def _document(path: Path, row: dict[str, Any], tokenizer: ChatTokenizer) -> Document:
     text, messages = row.get("text"), row.get("messages")
     if isinstance(text, str):
-        return text
+        return Document(path, text, None)
     if isinstance(messages, list) and all(
         isinstance(m, dict) and isinstance(m.get("content"), str) and isinstance(m.get("role"), str)
         for m in messages
     ):
-        return tokenizer.render(messages, add_generation_prompt=False)
+        text = tokenizer.render(messages, add_generation_prompt=False)
+        return Document(path, text, messages)
     raise BadInputError(
         f"{path}: a row has neither text (a string) nor messages (role and content); correct it"
     )

@@ -20,9 +20,9 @@ from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
 from edgekit.distill.loading import load_model
 from edgekit.distill.statistics import ExpertStatistics, collect_statistics
-from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.recipe import ShrinkSection
+from edgekit.rules import experts_to_keep
 from edgekit.sequences import FILE_NAME, read_sequences
 
 USAGE_SEQUENCES = 16
@@ -53,7 +53,7 @@ def shrink(
     """
     with Checkpoint(model) as checkpoint:
         architecture = checkpoint.architecture
-        keep = experts_to_keep(architecture, params, str(model))
+        keep = experts_to_keep(architecture, params.keep, str(model))
         text = [s for s in read_sequences(sequences / FILE_NAME) if not s.held_out]
         loaded = load_model(model)
         before = collect_statistics(loaded, architecture, text, progress)
@@ -75,24 +75,6 @@ def shrink(
     )
     write_json(out / "experts.json", dataclasses.asdict(report))
     return report
-
-
-def experts_to_keep(architecture: Architecture, params: ShrinkSection, source: str) -> int:
-    """How many experts of each layer ``params.keep`` means."""
-    moe = architecture.moe
-    if moe is None:
-        raise BadInputError(
-            f"{source}: a dense {architecture.model_type} has no experts to drop; remove [shrink] "
-            "from the recipe"
-        )
-    keep = round(params.keep * moe.num_experts)
-    if keep < moe.num_experts_per_tok:
-        raise BadInputError(
-            f"[shrink] keep: {params.keep} of {moe.num_experts} experts is {keep}, fewer than the "
-            f"{moe.num_experts_per_tok} that every token uses; keep at least "
-            f"{moe.num_experts_per_tok / moe.num_experts:.3g}"
-        )
-    return keep
 
 
 def choose(statistics: ExpertStatistics, keep: int, params: ShrinkSection) -> Kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -37,7 +39,10 @@ def save_state(
     for name, parameter in parameters.items():
         for moment in MOMENTS:
             tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
-    save_file(tensors, new / "tensors.safetensors")
+    try:
+        save_file(tensors, new / "tensors.safetensors")
+    except SafetensorError as error:  # it hides the system's error number
+        raise OSError(errno.EIO, str(error), str(new)) from error
     values = {"step": state.step, "losses": state.losses, "kl_before": state.kl_before}
     (new / "state.json").write_text(json.dumps(values))
     old = directory.with_name(directory.name + ".old")

@@ -17,8 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit.architecture import TensorSpec
-from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
-from edgekit.distill.cache import LogitCache
+from edgekit.checkpoint import (
+    Checkpoint,
+    copy_tokenizer,
+    read_json,
+    shard_names,
+    write_checkpoint,
+)
+from edgekit.digests import json_digest
+from edgekit.distill.cache import INDEX, LogitCache
 from edgekit.distill.fake_quantize import fake_quantize
 from edgekit.distill.loading import Model, load_model
 from edgekit.distill.losses import top_k_kl
@@ -27,6 +34,7 @@ from edgekit.distill.trainable import named_weights, trainable_parameters
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
+from edgekit.rules import require_unpacked
 from edgekit.sequences import equal_length_runs, stacked
 
 SAVE_EVERY = 25  # steps
@@ -76,7 +84,7 @@ def train(
     model = load_model(student)
     parameters = trainable_parameters(model, params.trainable)
     if params.quantization_aware and quantization:
-        _require_unpacked(params)
+        require_unpacked(params.trainable)
         fake_quantize(model, architecture, quantization, progress)
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=params.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
@@ -96,6 +104,18 @@ def train(
         held_out_kl_before=state.kl_before,
         held_out_kl_after=after,
         losses=[round(x, 5) for x in state.losses],
+    )
+
+
+def training_digest(student: Path, cache: Path, params: DistillSection) -> str:
+    """Names what a saved state belongs to: these weights, this cache and these options."""
+    files = [(student / name).stat() for name in shard_names(student)]
+    return json_digest(
+        {
+            "student": [str(student.resolve()), *([f.st_size, f.st_mtime_ns] for f in files)],
+            "cache": read_json(cache / INDEX),
+            "params": params.model_dump(mode="json"),
+        }
     )
 
 
@@ -210,15 +230,6 @@ def held_out_kl(model: Model, cache: LogitCache, progress: Progress) -> float:
             total, positions = total + float(values.sum()), positions + len(values)
             task.advance()
     return total / positions if positions else math.nan
-
-
-def _require_unpacked(params: DistillSection) -> None:
-    packed = [p for p in params.trainable if p not in ("router", "norms")]
-    if packed:
-        raise BadInputError(
-            f"[distill] trainable: {', '.join(packed)} cannot be trained with quantization_aware, "
-            "which keeps the matrices; name router and norms, or switch it off"
-        )
 
 
 def _write(model: Model, student: Path, out: Path, keep_matrices: bool, progress: Progress) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from edgekit.config_values import ConfigReader
@@ -21,6 +22,9 @@ from edgekit.rope import inverse_frequencies
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
+
+MAX_HEAD_DIM = 4096
+MAX_EXPERTS = 1 << 18  # in all layers; each is three tensors, described one by one
 
 
 @dataclass(frozen=True)
@@ -167,12 +171,16 @@ class Architecture:
         assert self.family.moe is not None
         return self.family.moe
 
-    def tensors(self) -> list[TensorSpec]:
+    def tensors(self) -> tuple[TensorSpec, ...]:
         """Every tensor of the unquantized checkpoint, in forward order.
 
         The experts of a layer are ordered by projection, then by expert, so that a file written
         in this order holds each projection of all experts as one array ``[E, N, K]``.
         """
+        return self._tensors
+
+    @cached_property
+    def _tensors(self) -> tuple[TensorSpec, ...]:
         specs = [TensorSpec(EMBEDDING, (self.vocab_size, self.hidden_size), "embedding")]
         for layer in range(self.num_hidden_layers):
             specs += self._attention_specs(layer)
@@ -180,7 +188,7 @@ class Architecture:
         specs.append(TensorSpec(FINAL_NORM, (self.hidden_size,), "norm"))
         if not self.tie_word_embeddings:
             specs.append(TensorSpec(HEAD, (self.vocab_size, self.hidden_size), "head"))
-        return specs
+        return tuple(specs)
 
     def _attention_specs(self, layer: int) -> list[TensorSpec]:
         prefix, hidden = self.layer_prefix(layer), self.hidden_size
@@ -274,6 +282,8 @@ def describe(config: Mapping[str, Any], source: str = "config.json") -> Architec
     kv_heads = read.count("num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise read.bad("num_key_value_heads", f"{kv_heads} does not divide {heads} heads")
+    if head_dim > MAX_HEAD_DIM:
+        raise read.bad("head_dim", f"is {head_dim}, expected at most {MAX_HEAD_DIM}")
     if head_dim % 2:
         raise read.bad("head_dim", f"{head_dim} is odd; rotary positions need pairs")
     if read.text("hidden_act", default="silu") not in ("silu", "swish"):
@@ -320,6 +330,10 @@ def _moe(family: Family, read: ConfigReader, layers: int) -> Moe | None:
         return None
     key = next((k for k in names.num_experts_keys if k in read.config), names.num_experts_keys[0])
     experts = read.count(key, maximum=65_536)
+    if layers * experts > MAX_EXPERTS:
+        raise read.bad(
+            key, f"is {experts}: over {layers} layers that is more than {MAX_EXPERTS} experts"
+        )
     top_k = read.count("num_experts_per_tok", maximum=65_536)
     if top_k > experts:
         raise read.bad("num_experts_per_tok", f"{top_k} is more than the {experts} experts")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -23,29 +24,46 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside ``target`` that becomes ``target`` on success.
 
     On any exception the temporary directory is removed. What a killed process left behind is
-    removed by the next attempt.
+    removed by the next attempt; two processes at one target do not touch each other's.
 
     Raises:
         BadInputError: ``target`` exists and ``replace`` is false, or cannot be written.
         OutOfResourcesError: the disk is full.
     """
     if target.exists() and not replace:
-        raise BadInputError(f"{target} exists already; choose another directory or remove it first")
-    temporary = target.with_name(f".{target.name}{PARTIAL}")
+        raise _exists(target)
+    target = target.absolute()  # "." has no name
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
     with disk_errors(target):
-        shutil.rmtree(temporary, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
         temporary.mkdir()
         try:
             yield temporary
             _sync_tree(temporary)
             if target.exists():
+                if not replace:
+                    raise _exists(target)  # another process was faster
                 shutil.rmtree(target)
             temporary.rename(target)
             sync_directory(target.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _exists(target: Path) -> BadInputError:
+    return BadInputError(f"{target} exists already; choose another directory or remove it first")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Temporary directories of processes that are no more, and of this one."""
+    import psutil
+
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}"):
+        owner = left.name.removesuffix(PARTIAL).rpartition(".")[2]
+        if owner == str(os.getpid()) or not (owner.isdecimal() and psutil.pid_exists(int(owner))):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -55,14 +73,19 @@ def disk_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise OutOfResourcesError(
-                f"{target}: no space left to write it; free some disk or choose another --out"
-            ) from error
+            raise no_space(str(target)) from error
         if error.errno in UNWRITABLE:
             raise BadInputError(
                 f"{target}: cannot be written ({os.strerror(error.errno)}); choose another --out"
             ) from error
         raise
+
+
+def no_space(what: str) -> OutOfResourcesError:
+    """The error for a full disk."""
+    return OutOfResourcesError(
+        f"{what}: no space left to write it; free some disk or choose another --out"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -105,6 +128,7 @@ def sync_directory(path: Path) -> None:
 def _sync_tree(root: Path) -> None:
     for path in root.rglob("*"):
         if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
+            # Windows flushes only handles that may write
+            with path.open("r+b" if os.name == "nt" else "rb") as file:
                 os.fsync(file.fileno())
     sync_directory(root)

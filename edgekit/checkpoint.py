@@ -1,8 +1,9 @@
 """Checkpoints: a directory with ``config.json``, safetensors weights and a tokenizer.
 
 Opening a checkpoint reads headers only, checks the shard index and compares every shape with what
-the config promises, so a damaged download is refused before any work. Weights are read by memory
-map, one tensor at a time. Code and pickles in a checkpoint are never loaded.
+the config promises, so a damaged download is refused before any work; so is a tensor that the
+architecture has no place for, because without it the model would say something else. Weights are
+read by memory map, one tensor at a time. Code and pickles in a checkpoint are never loaded.
 """
 
 from __future__ import annotations
@@ -114,8 +115,17 @@ class Checkpoint:
                     f"config.json implies {list(spec.shape)}; config and weights do not belong "
                     "together"
                 )
-        if self.architecture.tie_word_embeddings and HEAD in self._where:
-            return  # some writers store the tied head as well; the embedding is what counts
+        for name, file in self._where.items():
+            if name not in self._specs and not self._is_redundant(name):
+                raise BadInputError(
+                    f"{file.path}: {name!r} is not a tensor of a {self.architecture.model_type} "
+                    "as edgekit knows it and cannot be left out; give a checkpoint without it"
+                )
+
+    def _is_redundant(self, name: str) -> bool:
+        """Whether a tensor repeats what config and embedding say; some writers store these."""
+        tied_head = name == HEAD and self.architecture.tie_word_embeddings
+        return tied_head or name.endswith(".rotary_emb.inv_freq")
 
     @property
     def specs(self) -> list[TensorSpec]:

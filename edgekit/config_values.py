@@ -5,8 +5,8 @@ Absurd numbers are refused here, before anything is allocated from them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from reprlib import repr as brief  # an absurd value must not fill the screen
 from typing import Any
 
 from edgekit.errors import BadInputError
@@ -33,7 +33,7 @@ class ConfigReader:
                 raise self.bad(key, "is missing")
             return default
         if type(value) is not int or not 0 < value <= maximum:
-            raise self.bad(key, f"is {value!r}, expected an integer from 1 to {maximum}")
+            raise self.bad(key, f"is {brief(value)}, expected an integer from 1 to {maximum}")
         return value
 
     def number(self, key: str, default: float, low: float, high: float) -> float:
@@ -41,12 +41,9 @@ class ConfigReader:
         value = self.config.get(key)
         if value is None:
             return default
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not (math.isfinite(value) and low < value < high)
-        ):
-            raise self.bad(key, f"is {value!r}, expected a number between {low} and {high}")
+        # the comparison is false for NaN and, unlike a conversion, holds for any size of integer
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+            raise self.bad(key, f"is {brief(value)}, expected a number between {low} and {high}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -55,7 +52,7 @@ class ConfigReader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise self.bad(key, f"is {value!r}, expected true or false")
+            raise self.bad(key, f"is {brief(value)}, expected true or false")
         return value
 
     def text(self, key: str, default: str) -> str:
@@ -64,5 +61,5 @@ class ConfigReader:
         if value is None:
             return default
         if not isinstance(value, str):
-            raise self.bad(key, f"is {value!r}, expected a string")
+            raise self.bad(key, f"is {brief(value)}, expected a string")
         return value

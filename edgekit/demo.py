@@ -57,7 +57,7 @@ def demo(
         EdgekitError: see :func:`edgekit.pipeline.build`; also when the model cannot be fetched.
     """
     start = time.perf_counter()
-    digest = json_digest([code_digest("distill"), SAMPLES.model_dump(mode="json")])
+    digest = json_digest([code_digest(["distill"]), SAMPLES.model_dump(mode="json")])
     marker = out / TEACHER / "made.json"
     if marker.is_file() and read_json(marker).get("digest") == digest:
         source = str(read_json(marker)["source"])
@@ -81,7 +81,7 @@ def _make_teacher(
     notify("fetch SmolLM2-135M-Instruct")
     dense, source = demo_model(progress)
     notify("make a stand-in for a cloud MoE from it")
-    samples = out / ".samples"
+    samples = out / f".samples-{digest[:12]}"
     if not (samples / FILE_NAME).is_file():
         with atomic_directory(samples, replace=True) as temporary:
             make_sequences(dense, SAMPLES, temporary, progress)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 from edgekit.atomic import write_json
-from edgekit.checkpoint import TOKENIZER_FILES, shard_names
+from edgekit.checkpoint import TOKENIZER_FILES, read_json, shard_names
+from edgekit.errors import BadInputError
 from edgekit.pack import file_sha256
 from edgekit.progress import Progress
 
 # Modules that every step builds on; a change in one of them runs everything again.
 CORE = ("architecture", "checkpoint", "tensorfile", "scheme", "sequences", "rope", "text")
+MEASURING = ("evaluate", "bootstrap", "manifest")
+# Tools that a package's steps compute with; another version of one runs them again.
+PACKAGE_TOOLS = {
+    "distill": ("torch", "transformers", "numpy", "tokenizers"),
+    "quantize": ("numpy",),
+    "runtimes": ("openvino", "openvino-genai", "onnxruntime", "onnxruntime-genai"),
+    "": ("numpy",),
+}
 TOOLS = ("edgekit", "torch", "transformers", "openvino", "openvino-genai", "onnxruntime",
          "onnxruntime-genai", "numpy", "tokenizers")  # fmt: skip
 
@@ -24,16 +34,25 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def code_digest(package: str) -> str:
-    """sha256 of the sources of the core modules and of ``edgekit.<package>``."""
+def code_digest(packages: Sequence[str]) -> str:
+    """sha256 of the sources that a step runs, and of the versions of its tools.
+
+    The core modules always count, then all modules of ``edgekit.<package>`` for each of
+    ``packages``; the empty name stands for the modules that measure.
+    """
     digest = hashlib.sha256()
     core = resources.files("edgekit")
-    files = [core / f"{name}.py" for name in CORE]
-    if package:
+    names = [*CORE, *(MEASURING if "" in packages else ())]
+    files = [core / f"{name}.py" for name in names]
+    for package in filter(None, packages):
         folder = resources.files(f"edgekit.{package}")
         files += sorted((f for f in folder.iterdir() if f.name.endswith(".py")), key=str)
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    versions = tool_versions()
+    for package in packages:
+        for tool in PACKAGE_TOOLS[package]:
+            digest.update(f"{tool} {versions.get(tool, '-')}\0".encode())
     return digest.hexdigest()
 
 
@@ -44,7 +63,7 @@ def checkpoint_digest(directory: Path, memory: Path, progress: Progress) -> str:
     """
     names = ["config.json", *shard_names(directory)]
     names += [n for n in TOKENIZER_FILES if (directory / n).is_file()]
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    known = _remembered(memory)
     fresh: dict[str, list[Any]] = {}
     total = sum((directory / n).stat().st_size for n in names)
     with progress.task("hash the model", total) as task:
@@ -61,6 +80,14 @@ def checkpoint_digest(directory: Path, memory: Path, progress: Progress) -> str:
         write_json(memory, {**known, **fresh})
     hashes = {name: fresh[str((directory / name).absolute())][2] for name in names}
     return json_digest(hashes)
+
+
+def _remembered(memory: Path) -> dict[str, Any]:
+    """What ``memory`` says; a damaged one is only forgotten."""
+    try:
+        return read_json(memory)
+    except BadInputError:
+        return {}
 
 
 def tool_versions() -> dict[str, str]:

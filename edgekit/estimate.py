@@ -10,10 +10,10 @@ from edgekit.architecture import Architecture, describe
 from edgekit.checkpoint import read_config
 from edgekit.memory import require_disk, require_memory
 from edgekit.plan import BASE_MEMORY, FLOAT32_BYTES, weights_bytes
+from edgekit.preflight import architecture_of
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.scheme import Scheme
-from edgekit.sources import resolve_config
 from edgekit.steps import plan_steps
 
 TRAINED_BYTES = 16  # weight, gradient and AdamW's two moments
@@ -37,8 +37,8 @@ class StepEstimate:
 
 def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
     """Estimates of every step, from the models' ``config.json`` alone."""
-    teacher = _architecture(recipe.teacher.model, progress)
-    student = _architecture(recipe.student.model, progress) if recipe.student else teacher
+    teacher = architecture_of(recipe.teacher.model, progress)
+    student = architecture_of(recipe.student.model, progress) if recipe.student else teacher
     keep = recipe.shrink.keep if recipe.shrink else 1.0
     parameters = student.parameters()
     if student.moe:
@@ -116,8 +116,3 @@ def require_model(directory: Path, force: bool, trainable: Sequence[str] = ()) -
     architecture = describe(read_config(directory), str(directory / "config.json"))
     what = f"{directory}: {'training' if trainable else 'running'} the model in float32"
     require_memory(training_bytes(architecture, trainable=trainable), what, force)
-
-
-def _architecture(source: str, progress: Progress) -> Architecture:
-    directory = resolve_config(source, progress)
-    return describe(read_config(directory), str(directory / "config.json"))

@@ -24,6 +24,7 @@ from edgekit.runtimes.engine import Engine, load_engine
 from edgekit.runtimes.speed import measure_speed
 from edgekit.sequences import TokenSequence
 
+ROWS_AT_ONCE = 64  # positions; bounds the memory of float64 distributions over the vocabulary
 Float = NDArray[np.float32]
 LogitsFunction = Callable[[NDArray[np.int32]], Float]
 
@@ -49,12 +50,16 @@ class _Scores:
     """Per-position values of one sequence, float64 [T - 1] each."""
 
     def __init__(self, teacher: Float, student: Float, tokens: NDArray[np.int32]) -> None:
-        p, q = log_softmax(teacher[:-1]), log_softmax(student[:-1])
-        rows, following = np.arange(len(tokens) - 1), tokens[1:]
-        self.kl = np.sum(np.exp(p) * (p - q), axis=-1)
-        self.agreement = (p.argmax(-1) == q.argmax(-1)).astype(np.float64)
-        self.student_nll = -q[rows, following]
-        self.teacher_nll = -p[rows, following]
+        count = len(tokens) - 1
+        self.kl, self.agreement, self.student_nll, self.teacher_nll = np.empty((4, count))
+        for begin in range(0, count, ROWS_AT_ONCE):
+            rows = slice(begin, min(begin + ROWS_AT_ONCE, count))
+            p, q = log_softmax(teacher[rows]), log_softmax(student[rows])
+            each, following = np.arange(len(p)), tokens[1:][rows]
+            self.kl[rows] = np.sum(np.exp(p) * (p - q), axis=-1)
+            self.agreement[rows] = p.argmax(-1) == q.argmax(-1)
+            self.student_nll[rows] = -q[each, following]
+            self.teacher_nll[rows] = -p[each, following]
 
 
 def evaluate(
@@ -114,7 +119,9 @@ def _score(
         engines: dict[str, Engine] = {}
         for target in targets:
             try:
-                engines[target] = stack.enter_context(closing(load_engine(variant, target)))
+                engine = load_engine(variant, target)
+                engine.logits(sequences[0].tokens[:1].tolist())  # compiles; a driver may refuse now
+                engines[target] = stack.enter_context(closing(engine))
             except MissingRuntimeError as error:
                 skipped[target] = str(error)
         if not engines:
@@ -127,6 +134,11 @@ def _score(
                 reference = teacher(sequence.tokens)
                 for target, engine in engines.items():
                     logits = engine.logits(sequence.tokens.tolist())
+                    if logits.shape != reference.shape:
+                        raise BadInputError(
+                            f"{variant}: its vocabulary has {logits.shape[1]} tokens, the "
+                            f"teacher's {reference.shape[1]}; give the teacher it was made from"
+                        )
                     scores[target].append(_Scores(reference, logits, sequence.tokens))
                 task.advance()
     return scores, skipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,13 +51,11 @@ GATES: tuple[Gate, ...] = (
 )  # fmt: skip
 
 
-def check_gates(
-    limits: GatesSection, report: EvaluationReport, overrides: Sequence[str] = ()
-) -> list[GateResult]:
-    """Every gate that the recipe sets, passed or not.
+def known_gates(limits: GatesSection, overrides: Sequence[str]) -> None:
+    """Refuse an override that names no gate of the recipe.
 
     Raises:
-        BadInputError: an override names no gate of the recipe.
+        BadInputError: names those that it sets.
     """
     known = [g.field for g in GATES if getattr(limits, g.field) is not None]
     for name in overrides:
@@ -65,13 +64,30 @@ def check_gates(
                 f"--override-gate {name}: the recipe sets no such gate; it sets "
                 f"{', '.join(known) or 'none'}"
             )
+
+
+def check_gates(
+    limits: GatesSection, report: EvaluationReport, overrides: Sequence[str] = ()
+) -> list[GateResult]:
+    """Every gate that the recipe sets, passed or not.
+
+    Raises:
+        BadInputError: an override names no gate of the recipe, or a gate has nothing to judge.
+    """
+    known_gates(limits, overrides)
     results = []
     for gate in GATES:
         limit = getattr(limits, gate.field)
-        values = gate.measure(report)
-        if limit is None or not values:
+        if limit is None:
             continue
-        measured = max(values) if gate.is_maximum else min(values)
+        # NaN compares as false with everything: sorted first, it is the worst value and fails
+        values = sorted(gate.measure(report), key=lambda v: (not math.isnan(v), v))
+        if not values:
+            raise BadInputError(
+                f"[gates] {gate.field}: nothing was measured that it could judge; remove it or "
+                "name a target that this machine can run"
+            )
+        measured = values[-1] if gate.is_maximum and not math.isnan(values[0]) else values[0]
         passed = measured <= limit if gate.is_maximum else measured >= limit
         waived = not passed and gate.field in overrides
         results.append(

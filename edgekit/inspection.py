@@ -7,8 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.architecture import describe
-from edgekit.checkpoint import Checkpoint, read_config, shard_names
-from edgekit.errors import BadInputError
+from edgekit.checkpoint import Checkpoint, read_config
 from edgekit.plan import SCHEMES, weights_bytes
 from edgekit.quantize.layout import misfit
 from edgekit.scheme import Scheme
@@ -52,18 +51,15 @@ def inspect_model(directory: Path) -> Inspection:
     architecture = describe(config, str(directory / "config.json"))
     notes: list[str] = []
     dtype, stored, verified = "", 0, False
-    try:
-        shard_names(directory)
-    except BadInputError as error:
-        if any(directory.glob("*.safetensors*")) or "pickle" in str(error):
-            raise
-        notes.append("no weights here: sizes are computed from the config")
+    files = [*directory.glob("*.safetensors*"), *directory.glob("*.bin"), *directory.glob("*.pt*")]
+    if "quantization_config" in config or "edgekit_scheme" in config:
+        stored = sum(f.stat().st_size for f in directory.glob("*.safetensors"))
+        notes.append("quantized already: the sizes above are those of the original model")
+    elif files:
+        with Checkpoint(directory) as checkpoint:
+            dtype, stored, verified = checkpoint.dtype, checkpoint.nbytes, True
     else:
-        if "quantization_config" in config:
-            notes.append("quantized already")
-        else:
-            with Checkpoint(directory) as checkpoint:
-                dtype, stored, verified = checkpoint.dtype, checkpoint.nbytes, True
+        notes.append("no weights here: sizes are computed from the config")
     template = False
     if (directory / "tokenizer.json").is_file():
         template = ChatTokenizer(directory).has_template

@@ -8,6 +8,7 @@ renamed when it is whole, so that a kill at any moment leaves a run that continu
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,21 +16,24 @@ from typing import Any
 
 from edgekit.atomic import atomic_directory, write_json, write_text
 from edgekit.checkpoint import read_json
-from edgekit.digests import checkpoint_digest, code_digest, json_digest, tool_versions
-from edgekit.errors import BadInputError, missing_extra
+from edgekit.digests import checkpoint_digest, json_digest, tool_versions
+from edgekit.errors import BadInputError, GateFailedError, missing_extra
 from edgekit.evaluate import EvaluationReport
 from edgekit.gates import check_gates, require_gates
 from edgekit.make_pack import make_pack
-from edgekit.manifest import GateResult, Manifest, read_manifest
+from edgekit.manifest import MANIFEST, GateResult, Manifest, read_manifest
 from edgekit.memory import peak_memory, reset_peak_memory
+from edgekit.preflight import preflight
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report import write_report
 from edgekit.run_directory import INPUTS, RECIPE, STEP_FILE, RunDirectory, stopwatch
 from edgekit.sources import resolve_model
-from edgekit.steps import Context, Step, plan_steps, report_json
+from edgekit.steps import Context, Step, plan_steps, report_json, step_digest
 
 PACK = "pack"
+EARLIER = "pack-earlier"  # of a build before the one whose gate failed
+MARKER = "pack.json"
 Notify = Callable[[str], None]
 
 
@@ -62,13 +66,15 @@ def build(
 
     Raises:
         BadInputError: the recipe, an input or the directory cannot be used.
-        GateFailedError: a gate does not hold; the run and its report stay.
+        GateFailedError: a gate does not hold; the run and its report stay, an earlier pack is
+            moved to ``pack-earlier``.
         MissingRuntimeError: the ``build`` extra or a runtime is not installed.
         OutOfResourcesError: memory or disk do not suffice.
     """
     steps = plan_steps(recipe)
     _check_start(options.start_from, steps)
     _require_build_extra()
+    preflight(recipe, progress, options.override_gates)
     with RunDirectory(out) as run:
         write_text(out / RECIPE, recipe.to_toml())
         run.log("build", recipe=recipe.digest())
@@ -85,7 +91,13 @@ def build(
         gates = check_gates(recipe.gates, evaluation, options.override_gates)
         report = write_report(out, recipe, records, evaluation, gates, paths["teacher"])
         run.log("gates", passed=all(g.passed for g in gates))
-        require_gates(gates)
+        try:
+            require_gates(gates)
+        except GateFailedError:
+            _set_aside(out)
+            raise
+        if options.start_from == PACK:
+            (out / MARKER).unlink(missing_ok=True)
         manifest = _pack(run, recipe, paths, digests, records, evaluation, gates, progress)
         run.log("done")
     return BuildResult(out, out / PACK, report, manifest, evaluation, records, tuple(skipped))
@@ -97,7 +109,7 @@ def step_directory(out: Path, number: int, name: str) -> Path:
 
 
 def _check_start(start_from: str, steps: Sequence[Step]) -> None:
-    names = [step.name for step in steps]
+    names = [*(step.name for step in steps), PACK]
     if start_from and start_from not in names:
         raise BadInputError(
             f"--from {start_from}: the recipe has no such step; it has {', '.join(names)}"
@@ -125,14 +137,7 @@ def _run_steps(
     for number, step in enumerate(steps, 1):
         directory = step_directory(run.path, number, step.name)
         again = again or step.name == options.start_from
-        digest = json_digest(
-            {
-                "step": step.name,
-                "params": step.params,
-                "inputs": {name: digests[name] for name in step.inputs},
-                "code": code_digest(step.package),
-            }
-        )
+        digest = step_digest(step, digests)
         record = None if again else _finished(directory, digest)
         if record is None:
             options.notify(f"{number}/{len(steps)} {step.name}")
@@ -185,6 +190,13 @@ def _run_step(
     return record
 
 
+def _set_aside(out: Path) -> None:
+    """A pack of an earlier build must not look like the result of the one that failed."""
+    if (out / PACK).is_dir():
+        shutil.rmtree(out / EARLIER, ignore_errors=True)
+        (out / PACK).rename(out / EARLIER)
+
+
 def _pack(
     run: RunDirectory,
     recipe: Recipe,
@@ -197,9 +209,13 @@ def _pack(
 ) -> Manifest:
     """The pack, made again only when something in it changed."""
     directory = run.path / PACK
-    key = json_digest([digests, recipe.digest(), [g.model_dump() for g in gates]])
-    marker = run.path / "pack.json"
-    if directory.is_dir() and marker.is_file() and read_json(marker).get("digest") == key:
+    key = json_digest(
+        [digests, recipe.digest(), evaluation.model_dump(mode="json")]
+        + [g.model_dump() for g in gates]
+    )
+    marker = run.path / MARKER
+    made = read_json(marker).get("digest") if marker.is_file() else None
+    if made == key and (directory / MANIFEST).is_file():
         return read_manifest(directory)
     run.log("start", step="pack")
     with atomic_directory(directory, replace=True) as temporary:

@@ -66,7 +66,8 @@ class Candidate(BaseModel):
 class Plan(BaseModel):
     """Candidates per target, and the one recommended with the reason; None where nothing fits.
 
-    ``build_memory_bytes`` is the peak of `edgekit build`, which runs the teacher in float32.
+    ``context`` is the asked one or the model's, whichever is shorter; ``build_memory_bytes`` the
+    peak of `edgekit build`, which runs the teacher in float32.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -87,6 +88,7 @@ def make_plan(
     Quantization comes first: an expert is dropped only from an int4 model, since published
     results lose far less from 16 to 4 bits than from halving the experts.
     """
+    context = min(context, architecture.context_length)
     candidates = []
     for target in targets:
         for scheme in SCHEMES:
@@ -120,7 +122,7 @@ def _candidate(
     scheme = Scheme.parse(name)
     weights = weights_bytes(architecture, scheme, keep)
     cache_value = 4 if TARGETS[target].runtime == "onnx" else 1  # OpenVINO keeps it in 8 bits
-    cache = architecture.kv_bytes_per_token(cache_value) * min(context, architecture.context_length)
+    cache = architecture.kv_bytes_per_token(cache_value) * context
     working = WORKING_BYTES + 512 * architecture.hidden_size * ACTIVATION_BYTES_PER_TOKEN
     risk, evidence = _evidence(scheme.bits, keep)
     return Candidate(

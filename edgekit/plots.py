@@ -46,7 +46,7 @@ def size_against_quality(evaluation: EvaluationReport) -> str:
         for r in evaluation.results
     ]
     for index, (label, size, value, colour) in enumerate(points):
-        error = [[value.value - value.low], [value.high - value.value]]
+        error = [[side] for side in value.errors]
         axes.errorbar(size / 1e6, value.value, yerr=error, fmt="o", color=colour, capsize=3)
         axes.annotate(label, (size / 1e6, value.value), xytext=(8, 8 - 14 * index),
                       textcoords="offset points")  # fmt: skip
@@ -95,7 +95,7 @@ def domain_kl(evaluation: EvaluationReport) -> str:
     for index, result in enumerate(evaluation.results):
         values = [result.quality[name].kl for name in names]
         places = np.arange(len(names)) + index * width
-        error = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
+        error = [[v.errors[side] for v in values] for side in (0, 1)]
         axes.bar(places, [v.value for v in values], width * 0.92, yerr=error, capsize=2,
                  color=(ACCENT, PALE, INK)[index % 3], label=result.target)  # fmt: skip
     axes.set_xticks(np.arange(len(names)) + 0.4 - width / 2, names)

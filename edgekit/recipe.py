@@ -56,12 +56,20 @@ class DataSection(Section):
     """``[data]``: text for calibration, distillation and evaluation."""
 
     files: tuple[str, ...] = Field(
-        (), description=".txt, .jsonl or .parquet; empty: prompts continued by the teacher"
+        (),
+        max_length=255,  # a file is a domain, and sequences store the domain in one byte
+        description=".txt, .jsonl or .parquet, up to 255; empty: prompts continued by the teacher",
     )
     domains: tuple[Domain, ...] = Field(DOMAINS, min_length=1, description="prompt domains")
-    tokens: int = Field(8192, ge=64, le=10**10, description="tokens for calibration and training")
-    held_out_tokens: int = Field(2048, ge=32, le=10**8, description="tokens for evaluation only")
-    sequence_length: int = Field(256, ge=16, le=131_072, description="tokens per sequence")
+    tokens: int = Field(
+        8192, ge=0, le=10**10, description="tokens for calibration and training; 0: none"
+    )
+    held_out_tokens: int = Field(
+        2048, ge=0, le=10**8, description="tokens for evaluation only; 0: none"
+    )
+    sequence_length: int = Field(
+        256, ge=16, le=131_072, description="tokens per sequence, at most the teacher's context"
+    )
     seed: int = Field(0, ge=0, lt=2**32)
 
 
@@ -163,12 +171,15 @@ def load_recipe(path: Path) -> Recipe:
             sentence names file, table and key.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_recipe(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:  # covers TOMLDecodeError and UnicodeDecodeError
         raise BadInputError(f"{path}: not valid TOML ({error}); correct it") from error
-    return parse_recipe(values, str(path))
+    except RecursionError:
+        raise BadInputError(
+            f"{path}: not valid TOML for a recipe (nested too deeply); correct it"
+        ) from None
 
 
 def parse_recipe(values: dict[str, Any], source: str) -> Recipe:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.atomic import write_json, write_text
-from edgekit.bootstrap import Interval
+from edgekit.bootstrap import FEWEST
 from edgekit.checkpoint import read_json
 from edgekit.evaluate import EvaluationReport
 from edgekit.manifest import GateResult
@@ -66,11 +66,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interval(value: Interval, digits: int = 3) -> str:
-    """ "0.123 (0.101 to 0.145)"."""
-    return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
-
-
 def _page(
     recipe: Recipe,
     records: Mapping[str, Mapping[str, Any]],
@@ -118,8 +113,9 @@ def _method(evaluation: EvaluationReport) -> str:
     return html.escape(
         f"{evaluation.positions} positions of text held out from calibration. KL is taken over the "
         "whole vocabulary between the teacher in float32 and the compiled variant as it runs; "
-        "intervals are 95 % bootstrap over sequences. Speed: 64 tokens, greedy, median of 5 warm "
-        f"runs in a process of its own, on {where['system']}, {where['cores']} cores, "
+        f"intervals are 95 % bootstrap over sequences, given from {FEWEST} sequences on. Speed: 64 "
+        "tokens after a prompt not seen before, greedy, median of 5 runs after a first one, "
+        f"in a process of its own, on {where['system']}, {where['cores']} cores, "
         f"{where['memory_bytes'] / 1e9:.0f} GB."
     )
 
@@ -133,9 +129,9 @@ def _results(evaluation: EvaluationReport) -> str:
             rows.append(
                 (
                     f"{result.target}" if overall else f"– {domain}",
-                    interval(quality.kl),
-                    interval(quality.top1_agreement),
-                    interval(quality.perplexity, 2),
+                    quality.kl.text(3),
+                    quality.top1_agreement.text(3),
+                    quality.perplexity.text(2),
                     f"{quality.teacher_perplexity.value:.2f}",
                     f"{speed.tokens_per_second:.1f}" if speed else "",
                     f"{speed.time_to_first_token_ms:.0f}" if speed else "",

@@ -1,4 +1,4 @@
-"""What each target can run: one table of targets and one of rules, printed by ``plan --rules``.
+"""What targets can run and steps can do: a table of targets and one of rules (``plan --rules``).
 
 A rule is data with a small predicate. ``blocks`` says whether compile refuses what breaks it; the
 others are advice that ``plan`` shows.
@@ -6,10 +6,11 @@ others are advice that ``plan`` shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgekit.architecture import Architecture
+from edgekit.errors import BadInputError
 from edgekit.quantize.layout import misfit
 from edgekit.scheme import Scheme
 
@@ -73,6 +74,7 @@ def _block_misfit(architecture: Architecture, scheme: Scheme) -> bool:
     )
 
 
+UNPACKED = ("router", "norms")  # what quantization-aware training can train
 OPENVINO = ("openvino-cpu", "openvino-gpu", "openvino-npu")
 ONNX = ("onnx-cpu", "onnx-dml")
 NPU = ("openvino-npu",)
@@ -96,6 +98,13 @@ RULES: tuple[Rule, ...] = (
         "the NPU's language-model path wants symmetric int4 weights",
         "quantize with int4-g128 or int4-channel",
         "OpenVINO GenAI NPU guide: int4, symmetric, group 128 or per channel",
+    ),
+    Rule(
+        "npu-head", NPU, lambda a, s: s.bits == 4,
+        "embedding and head are stored in 8 bits, and a tied head is compiled by itself",
+        "nothing to do; allow for the head's size twice",
+        "OpenVINO GenAI 2026.4 refuses a tied 8-bit head unless NPUW_LLM_SHARED_HEAD is NO",
+        blocks=False,
     ),
     Rule(
         "npu-group", NPU, lambda a, s: s.bits == 4 and s.group_size not in (0, 128),
@@ -151,3 +160,48 @@ def check(target: str, architecture: Architecture, scheme: Scheme) -> list[Findi
         if target in rule.targets and rule.breaks(architecture, scheme)
     ]
     return sorted(broken, key=lambda finding: not finding.blocks)
+
+
+def check_target(architecture: Architecture, scheme: Scheme, target: str) -> None:
+    """Refuse a model that breaks a rule of ``target``; the sentence carries the remedy."""
+    if target not in TARGETS:
+        raise BadInputError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
+    for finding in check(target, architecture, scheme):
+        if finding.blocks:
+            raise BadInputError(f"{target}: {finding.reason}; {finding.remedy}")
+
+
+def experts_to_keep(architecture: Architecture, keep: float, source: str) -> int:
+    """How many experts of each layer the fraction ``keep`` means.
+
+    Raises:
+        BadInputError: the model is dense, or fewer would stay than every token uses.
+    """
+    moe = architecture.moe
+    if moe is None:
+        raise BadInputError(
+            f"{source}: a dense {architecture.model_type} has no experts to drop; remove [shrink] "
+            "from the recipe"
+        )
+    count = round(keep * moe.num_experts)
+    if count < moe.num_experts_per_tok:
+        raise BadInputError(
+            f"[shrink] keep: {keep} of {moe.num_experts} experts is {count}, fewer than the "
+            f"{moe.num_experts_per_tok} that every token uses; keep at least "
+            f"{moe.num_experts_per_tok / moe.num_experts:.3g}"
+        )
+    return count
+
+
+def require_unpacked(trainable: Sequence[str]) -> None:
+    """Refuse to train matrices against their own rounding.
+
+    Raises:
+        BadInputError: names the parts that quantization-aware training keeps as they are.
+    """
+    packed = [p for p in trainable if p not in UNPACKED]
+    if packed:
+        raise BadInputError(
+            f"[distill] trainable: {', '.join(packed)} cannot be trained with quantization_aware, "
+            "which keeps the matrices; name router and norms, or switch it off"
+        )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgekit.atomic import disk_errors
-from edgekit.checkpoint import read_json
 from edgekit.errors import BadInputError
 
 LOCK = ".lock"
@@ -41,7 +40,7 @@ class RunDirectory:
         self._lock: IO[str] | None = None
 
     def _is_run(self) -> bool:
-        return (self.path / RECIPE).is_file() or (self.path / LOCK).is_file()
+        return (self.path / LOCK).is_file()
 
     def __enter__(self) -> RunDirectory:
         with disk_errors(self.path):
@@ -84,11 +83,6 @@ class RunDirectory:
     def drop_scratch(self) -> None:
         """Nothing is left to continue; a build killed before ``finish`` may have left some."""
         shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
-
-
-def teacher_digest(run: Path) -> str:
-    """Digest of the teacher that a run was built from."""
-    return str(read_json(run / INPUTS)["teacher"])
 
 
 def _lock(file: IO[str]) -> None:

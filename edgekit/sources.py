@@ -15,13 +15,14 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
 from edgekit.atomic import atomic_directory, disk_errors
-from edgekit.checkpoint import Checkpoint, shard_names
+from edgekit.checkpoint import Checkpoint
 from edgekit.errors import BadInputError, MissingRuntimeError, missing_extra
 from edgekit.gguf import convert_gguf
 from edgekit.memory import require_disk
@@ -29,6 +30,7 @@ from edgekit.pack import file_sha256
 from edgekit.progress import Progress
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "LICENSE*")  # never pickles, never code
+CONFIG_FILES = ("*.json", "*.jinja")
 HUB_IGNORED = ("*/*", "consolidated*")  # other formats of the same weights
 REQUIREMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(==[A-Za-z0-9][A-Za-z0-9.+!]*)?")
 SCRATCH = ".fetch-"
@@ -90,13 +92,12 @@ def resolve_model(source: str, progress: Progress, cache: Path | None = None) ->
 
 
 def resolve_config(source: str, progress: Progress) -> Path:
-    """A directory with at least ``config.json``: weights are optional here."""
+    """A directory with at least ``config.json``; weights are not fetched for it."""
+    if source.startswith("hf://"):
+        return _from_hub(source.removeprefix("hf://"), cache_directory(), CONFIG_FILES)
     path = Path(source)
     if path.is_dir() and (path / "config.json").is_file():
-        try:
-            shard_names(path)
-        except BadInputError:
-            return path
+        return path
     return resolve_model(source, progress)
 
 
@@ -112,7 +113,7 @@ def demo_model(progress: Progress, cache: Path | None = None) -> tuple[Path, str
     return resolve_model(DEMO_PACKAGE, progress, cache), DEMO_PACKAGE
 
 
-def _from_hub(name: str, cache: Path) -> Path:
+def _from_hub(name: str, cache: Path, patterns: Sequence[str] = HUB_FILES) -> Path:
     """A snapshot of the hub's files; without a connection, the one fetched before.
 
     The one request that has a short timeout comes first: an unreachable hub is known in seconds.
@@ -129,7 +130,7 @@ def _from_hub(name: str, cache: Path) -> Path:
         return Path(
             snapshot_download(
                 repository, revision=commit, cache_dir=cache / "hub", local_files_only=offline,
-                allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_IGNORED),
+                allow_patterns=list(patterns), ignore_patterns=list(HUB_IGNORED),
             )
         )  # fmt: skip
 

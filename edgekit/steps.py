@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from edgekit.digests import code_digest, json_digest
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.scheme import Scheme
@@ -32,10 +33,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Step:
-    """One step; ``params`` is JSON and enters the digest, ``package`` names the code it runs."""
+    """One step; ``params`` is JSON and enters the digest, ``packages`` name the code it runs."""
 
     name: str
-    package: str
+    packages: tuple[str, ...]
     inputs: tuple[str, ...]
     params: dict[str, Any]
     run: Callable[[Context], Any]
@@ -57,6 +58,18 @@ def plan_steps(recipe: Recipe) -> list[Step]:
     return steps
 
 
+def step_digest(step: Step, digests: Mapping[str, str]) -> str:
+    """Digest of a step; ``digests`` has those of its inputs."""
+    return json_digest(
+        {
+            "step": step.name,
+            "params": step.params,
+            "inputs": {name: digests[name] for name in step.inputs},
+            "code": code_digest(step.packages),
+        }
+    )
+
+
 def _json(section: BaseModel) -> dict[str, Any]:
     return section.model_dump(mode="json")
 
@@ -68,7 +81,7 @@ def _data(recipe: Recipe) -> Step:
         return make_sequences(c.inputs["teacher"], recipe.data, c.out, c.progress, c.scratch)
 
     files = {f: Path(f).stat().st_mtime_ns for f in recipe.data.files if Path(f).is_file()}
-    return Step("data", "distill", ("teacher",), {**_json(recipe.data), "changed": files}, run)
+    return Step("data", ("distill",), ("teacher",), {**_json(recipe.data), "changed": files}, run)
 
 
 def _shrink(recipe: Recipe) -> Step:
@@ -80,7 +93,7 @@ def _shrink(recipe: Recipe) -> Step:
 
         return shrink(c.inputs["teacher"], c.inputs["data"], section, c.out, c.progress)
 
-    return Step("shrink", "distill", ("teacher", "data"), _json(section), run)
+    return Step("shrink", ("distill",), ("teacher", "data"), _json(section), run)
 
 
 def _capture(recipe: Recipe) -> Step:
@@ -93,7 +106,7 @@ def _capture(recipe: Recipe) -> Step:
         teacher, data = c.inputs["teacher"], c.inputs["data"]
         return capture(teacher, data, top_k, c.out, c.progress, c.scratch)
 
-    return Step("capture", "distill", ("teacher", "data"), {"top_k": top_k}, run)
+    return Step("capture", ("distill",), ("teacher", "data"), {"top_k": top_k}, run)
 
 
 def _distill(recipe: Recipe, student: str) -> Step:
@@ -109,9 +122,11 @@ def _distill(recipe: Recipe, student: str) -> Step:
         )  # fmt: skip
 
     params = _json(section)
+    packages: tuple[str, ...] = ("distill",)
     if section.quantization_aware:
         params["quantize"] = _json(recipe.quantize)
-    return Step("distill", "distill", (student, "capture"), params, run)
+        packages = ("distill", "quantize")
+    return Step("distill", packages, (student, "capture"), params, run)
 
 
 def _quantize(recipe: Recipe, student: str) -> Step:
@@ -123,7 +138,7 @@ def _quantize(recipe: Recipe, student: str) -> Step:
         scheme = Scheme.parse(section.scheme)
         return quantize(c.inputs[student], scheme, c.out, c.progress, section.method)
 
-    return Step("quantize", "quantize", (student,), _json(section), run)
+    return Step("quantize", ("quantize",), (student,), _json(section), run)
 
 
 def _compile(recipe: Recipe) -> Step:
@@ -134,7 +149,7 @@ def _compile(recipe: Recipe) -> Step:
 
         return compile_variant(c.inputs["quantize"], targets, c.out, c.progress)
 
-    return Step("compile", "runtimes", ("quantize",), {"targets": targets}, run)
+    return Step("compile", ("runtimes",), ("quantize",), {"targets": targets}, run)
 
 
 def _evaluate(recipe: Recipe) -> Step:
@@ -153,7 +168,9 @@ def _evaluate(recipe: Recipe) -> Step:
             read_sequences(c.inputs["data"] / FILE_NAME), targets, c.out, c.progress,
         )  # fmt: skip
 
-    return Step("evaluate", "runtimes", ("teacher", "data", "compile"), {"targets": targets}, run)
+    return Step(
+        "evaluate", ("", "runtimes"), ("teacher", "data", "compile"), {"targets": targets}, run
+    )
 
 
 def report_json(report: Any) -> Any:

@@ -25,6 +25,7 @@ from edgekit.errors import BadInputError, EdgekitError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors reference implementation
 DATA_ALIGNMENT = 64
+MAX_DIMENSIONS = 64  # of a numpy array
 
 # safetensors dtype -> (bits per element, numpy dtype of the stored bytes)
 DTYPES: dict[str, tuple[int, str]] = {
@@ -86,16 +87,16 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         header = json.loads(raw)
         if not isinstance(header, dict):
             raise ValueError("not an object")
-    except ValueError as error:  # covers UnicodeDecodeError and JSONDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError, JSONDecodeError
         raise BadInputError(
             f"{path}: the safetensors header is not JSON; download the file again"
         ) from error
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise BadInputError(f"{path}: __metadata__ is not an object; write the file again")
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise BadInputError(f"{path}: __metadata__ is not an object of strings; write it again")
     tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_extent(path, tensors.values(), 8 + length, size)
-    return tensors, {str(k): str(v) for k, v in metadata.items()}
+    return tensors, metadata
 
 
 def _tensor_info(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
@@ -105,13 +106,14 @@ def _tensor_info(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise bad("lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str):
+        raise bad("has a dtype that is not a string")
     if dtype not in DTYPES:
         raise BadInputError(
             f"{path}: tensor {name!r} has dtype {dtype!r}, which edgekit cannot read; "
             "convert the checkpoint to bfloat16"
         )
-    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [-1]
-    if len(offsets) != 2 or any(type(n) is not int or n < 0 for n in numbers):
+    if not (_are_sizes(shape, MAX_DIMENSIONS) and _are_sizes(offsets, 2) and len(offsets) == 2):
         raise bad("has a malformed shape or data_offsets")
     info = TensorInfo(name, dtype, tuple(shape), base + offsets[0])
     if offsets[1] - offsets[0] != info.nbytes:
@@ -120,6 +122,15 @@ def _tensor_info(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
             f"data_offsets span {offsets[1] - offsets[0]}"
         )
     return info
+
+
+def _are_sizes(value: Any, most: int) -> bool:
+    """Whether ``value`` is a list of at most ``most`` integers that a file can have."""
+    return (
+        isinstance(value, list)
+        and len(value) <= most
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+    )
 
 
 def _check_extent(path: Path, tensors: Iterable[TensorInfo], base: int, size: int) -> None:

@@ -8,12 +8,17 @@ Special tokens take effect only where the chat template writes them: a message t
 from __future__ import annotations
 
 import datetime
+import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -21,6 +26,7 @@ from edgekit.checkpoint import read_json
 from edgekit.errors import BadInputError
 
 TOKENIZER = "tokenizer.json"
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a character: what undecodable input leaves
 
 
 class ChatTokenizer:
@@ -70,7 +76,8 @@ class ChatTokenizer:
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``; special tokens written in it count only if allowed."""
         self._tokenizer.encode_special_tokens = not allow_special
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        whole = _SURROGATE.sub("\ufffd", text)
+        return self._tokenizer.encode(whole, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids."""
@@ -92,30 +99,34 @@ class ChatTokenizer:
         try:
             return self._template.render(
                 messages=[dict(m) for m in messages],
+                tools=None,  # given, as transformers does: templates test `tools is not none`
+                documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program of the checkpoint: it can raise any
             raise BadInputError(
-                f"{self._directory}: the chat template refused the messages ({error}); check "
-                "roles and their order"
+                f"{self._directory}: the chat template refused the messages ({_reason(error)}); "
+                "check roles and their order"
             ) from error
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a conversation, ready to be answered.
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation, ready to be answered unless told otherwise.
 
         Each content is rendered as a unique placeholder and encoded as plain text where the
         placeholder stands, so only the template can write special tokens.
         """
         marks = [f"\ue000{secrets.token_hex(8)}\ue001" for _ in messages]
         if not any(self._has_special(m["content"]) for m in messages):
-            return self.encode(self.render(messages), allow_special=True)
+            return self.encode(self.render(messages, add_generation_prompt), allow_special=True)
         marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
-        rest, tokens = self.render(marked), []
+        rest, tokens = self.render(marked, add_generation_prompt), []
         for message, mark in zip(messages, marks, strict=True):
             before, found, after = rest.partition(mark)
             if not found:  # the template drops or rewrites this message; trust its text
-                return self.encode(self.render(messages), allow_special=True)
+                return self.encode(self.render(messages, add_generation_prompt), allow_special=True)
             tokens += self.encode(before, allow_special=True)
             tokens += self.encode(message["content"])
             rest = after
@@ -126,15 +137,20 @@ class ChatTokenizer:
         return any(token.content in text for token in added)
 
     def _compile(self, source: str) -> jinja2.Template:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
+        )
+        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         try:
             return environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # besides jinja2's own, what deep nesting raises in Python
             raise BadInputError(
-                f"{self._directory}: the chat template is not valid ({error}); download it again"
+                f"{self._directory}: the chat template is not valid ({_reason(error)}); "
+                "download it again"
             ) from error
 
     def _find_end_tokens(self) -> frozenset[int]:
@@ -153,7 +169,12 @@ class ChatTokenizer:
 def _template_source(directory: Path, settings: Mapping[str, Any]) -> str:
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BadInputError(
+                f"{path}: not UTF-8 text ({error.reason}); download it again"
+            ) from error
     value = settings.get("chat_template")
     if isinstance(value, list):  # several named templates
         named = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)}
@@ -173,3 +194,24 @@ def _token_text(value: Any) -> str:
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """The filter of transformers; jinja2's own escapes ``<`` and others for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks answers for training in transformers; it renders its body."""
+
+    tags = {"generation"}  # noqa: RUF012, jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The body in a scope of its own, as the call block of transformers has."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)

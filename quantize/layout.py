@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 from edgekit.architecture import Architecture, TensorSpec
+from edgekit.errors import BadInputError
 from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Scheme, float_dtype
 from edgekit.tensorfile import TensorInfo
 
@@ -17,6 +18,22 @@ def misfit(architecture: Architecture, scheme: Scheme) -> TensorSpec | None:
         if packing and (spec.shape[1] % packing.group_size or spec.shape[1] * packing.bits % 32):
             return spec
     return None
+
+
+def check_groups(architecture: Architecture, scheme: Scheme, source: str) -> None:
+    """Refuse a group size that does not divide every input dimension.
+
+    Raises:
+        BadInputError: names the first such matrix and the schemes that fit.
+    """
+    names = ("int4-g128", "int4-g64", "int4-g32", "int4-channel")
+    if not (bad := misfit(architecture, scheme)):
+        return
+    fitting = [n for n in names if not misfit(architecture, Scheme.parse(n))]
+    raise BadInputError(
+        f"{source}: {bad.name} has {bad.shape[1]} inputs, which the group of {scheme.name} does "
+        f"not divide; use {' or '.join(fitting) or 'none'}"
+    )
 
 
 def layout(architecture: Architecture, scheme: Scheme) -> Iterator[TensorInfo]:

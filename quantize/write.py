@@ -21,7 +21,7 @@ from edgekit.checkpoint import WEIGHTS, Checkpoint, copy_tokenizer
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.quantize.codes import Method, pack, quantize_matrix
-from edgekit.quantize.layout import layout, misfit
+from edgekit.quantize.layout import check_groups, layout
 from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Packing, Scheme, float_dtype, unpack
 from edgekit.tensorfile import DTYPES, TensorFileWriter
 
@@ -81,22 +81,6 @@ def quantize(
     size = (out / WEIGHTS).stat().st_size
     return QuantizeReport(
         scheme.name, method, total, size, 8 * size / total, error / weight if weight else 0.0
-    )
-
-
-def check_groups(architecture: Architecture, scheme: Scheme, source: str) -> None:
-    """Refuse a group size that does not divide every input dimension.
-
-    Raises:
-        BadInputError: names the first such matrix and the schemes that fit.
-    """
-    names = ("int4-g128", "int4-g64", "int4-g32", "int4-channel")
-    if not (bad := misfit(architecture, scheme)):
-        return
-    fitting = [n for n in names if not misfit(architecture, Scheme.parse(n))]
-    raise BadInputError(
-        f"{source}: {bad.name} has {bad.shape[1]} inputs, which the group of {scheme.name} does "
-        f"not divide; use {' or '.join(fitting) or 'none'}"
     )
 
 

@@ -15,8 +15,10 @@ from edgekit.architecture import Architecture, describe
 from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
-from edgekit.rules import TARGETS, check
+from edgekit.quantize.layout import layout
+from edgekit.rules import TARGETS, check_target
 from edgekit.scheme import Scheme, read_scheme
+from edgekit.tensorfile import read_header
 
 VARIANT_WEIGHTS = "weights.safetensors"
 COPY_CHUNK = 16 << 20
@@ -43,6 +45,7 @@ def compile_variant(
     architecture = describe(read_config(model), str(model / "config.json"))
     for target in targets:
         check_target(architecture, scheme, target)
+    check_layout(model / WEIGHTS, architecture, scheme)
     _copy_weights(model / WEIGHTS, out / VARIANT_WEIGHTS, progress)
     shutil.copyfile(model / "config.json", out / "config.json")
     copy_tokenizer(model, out)
@@ -57,13 +60,24 @@ def compile_variant(
     return CompileReport(list(targets), (out / VARIANT_WEIGHTS).stat().st_size, sizes)
 
 
-def check_target(architecture: Architecture, scheme: Scheme, target: str) -> None:
-    """Refuse a model that breaks a rule of ``target``; the sentence carries the remedy."""
-    if target not in TARGETS:
-        raise BadInputError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
-    for finding in check(target, architecture, scheme):
-        if finding.blocks:
-            raise BadInputError(f"{target}: {finding.reason}; {finding.remedy}")
+def check_layout(weights: Path, architecture: Architecture, scheme: Scheme) -> None:
+    """Refuse a weights file whose tensors are not those that the config promises, in place.
+
+    Raises:
+        BadInputError: names the first tensor that is missing, unknown or of another shape.
+    """
+    found, _ = read_header(weights)
+    expected = {t.name: t for t in layout(architecture, scheme)}
+    for name in sorted(expected.keys() ^ found.keys()):
+        state = "missing" if name in expected else "unknown"
+        raise BadInputError(f"{weights}: tensor {name!r} is {state}; quantize the model again")
+    for name, info in expected.items():
+        stored = found[name]
+        if (stored.dtype, stored.shape) != (info.dtype, info.shape):
+            raise BadInputError(
+                f"{weights}: {name} is {stored.dtype}{list(stored.shape)} but config.json implies "
+                f"{info.dtype}{list(info.shape)}; quantize the model again"
+            )
 
 
 def _write_graph(runtime: str, out: Path) -> None:

@@ -20,6 +20,7 @@ from edgekit.runtimes.answers import bounded_tokens, token_events
 from edgekit.runtimes.engine import Message, Sampling, TokenEvent
 from edgekit.text import ChatTokenizer
 
+SPARSE_VERSION = (1, 32)  # its QMoE knows accuracy_level; DirectML builds are at 1.24
 PROVIDERS = {"CPU": "CPUExecutionProvider", "DML": "DmlExecutionProvider"}
 
 
@@ -46,11 +47,16 @@ class OnnxEngine:
                 f"{', '.join(available)}); choose onnx-cpu, or install the DirectML build on "
                 "Windows"
             )
+        self._architecture: Architecture = describe(read_config(directory))
+        if self._architecture.moe and _version(onnxruntime.__version__) < SPARSE_VERSION:
+            raise MissingRuntimeError(
+                f"onnx-{device.lower()}: ONNX Runtime {onnxruntime.__version__} cannot run experts "
+                "as this graph has them, 1.32 can; choose an OpenVINO device"
+            )
         self._ort, self._genai = onnxruntime, onnxruntime_genai
         _silence(onnxruntime, onnxruntime_genai)
         self.device = device
         self._graph = graph
-        self._architecture: Architecture = describe(read_config(directory))
         self.context_length = self._architecture.context_length
         self.tokenizer = ChatTokenizer(directory)
         self._model: Any = None
@@ -159,6 +165,10 @@ class OnnxEngine:
     def close(self) -> None:
         """Free the model."""
         self._model = self._session = None
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 def _silence(*runtimes: Any) -> None:

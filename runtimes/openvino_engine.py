@@ -6,6 +6,7 @@ needed; its pipeline is given an empty one. The weights file is mapped, not read
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -26,6 +27,7 @@ from edgekit.text import ChatTokenizer
 
 GRAPH = Path("openvino") / "openvino_model.xml"
 WEIGHTS = "weights.safetensors"
+NPU_PROMPT, NPU_ANSWER = 1024, 128  # tokens; the NPU's graphs are compiled for fixed lengths
 EXACT = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
@@ -64,8 +66,11 @@ class OpenVINOEngine:
             )
         self.device = device
         self.tokenizer = ChatTokenizer(directory)
-        self.context_length = describe(read_config(directory)).context_length
-        self._properties = dict(EXACT) if exact else _properties(directory, device)
+        context = describe(read_config(directory)).context_length
+        self.context_length = min(context, NPU_PROMPT + NPU_ANSWER) if device == "NPU" else context
+        self._properties: dict[str, str | int] = (
+            dict(EXACT) if exact else _properties(directory, device)
+        )
         self._xml = (directory / GRAPH).read_text(encoding="utf-8")
         self._weights = openvino.Tensor(np.memmap(directory / WEIGHTS, np.uint8, mode="c"))
         self._directory = directory
@@ -93,9 +98,26 @@ class OpenVINOEngine:
         if self._pipeline is None:
             # An empty directory stands for "no tokenizer": only token ids are exchanged.
             tokenizer = self._genai.Tokenizer(str(self._directory))
-            self._pipeline = self._genai.LLMPipeline(
-                self._xml, self._weights, tokenizer, self.device, **self._properties
-            )
+            with self._refusals():
+                self._pipeline = self._genai.LLMPipeline(
+                    self._xml, self._weights, tokenizer, self.device, **self._properties
+                )
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What to tell a person when the device cannot take the graph."""
+        try:
+            yield
+        except RuntimeError as error:  # what OpenVINO raises for everything
+            if self.device == "CPU":
+                raise BadInputError(
+                    f"{self._directory}: OpenVINO cannot load it ({_first_line(error)}); verify "
+                    "the pack, or compile again"
+                ) from error
+            raise MissingRuntimeError(
+                f"{self.device}: OpenVINO could not load {self._directory} "
+                f"({_first_line(error)}); choose openvino-cpu or another device"
+            ) from error
 
     def _tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
         """Token ids from OpenVINO's thread; closing the iterator stops it."""
@@ -162,8 +184,9 @@ class OpenVINOEngine:
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits [T, vocab_size] of one sequence, computed with the properties of generation."""
         if self._compiled is None:
-            model = self._core.read_model(self._xml.encode(), self._weights)
-            self._compiled = self._core.compile_model(model, self.device, self._properties)
+            with self._refusals():
+                model = self._core.read_model(self._xml.encode(), self._weights)
+                self._compiled = self._core.compile_model(model, self.device, self._properties)
         ids = np.array([list(tokens)], np.int64)
         inputs = {
             "input_ids": ids,
@@ -183,9 +206,15 @@ class OpenVINOEngine:
         self._pipeline = self._compiled = None
 
 
-def _properties(directory: Path, device: str) -> dict[str, str]:
+def _properties(directory: Path, device: str) -> dict[str, str | int]:
     """Defaults of the device; on the CPU activations are quantized in the weights' groups."""
     group = read_scheme(directory).group_size
+    if device.startswith("NPU"):
+        return {
+            "MAX_PROMPT_LEN": NPU_PROMPT,
+            "MIN_RESPONSE_LEN": NPU_ANSWER,
+            "NPUW_LLM_SHARED_HEAD": "NO",  # a tied head is not found where it looks for one
+        }
     if device.startswith("CPU") and group:
         return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group)}
     return {}

@@ -15,7 +15,14 @@ from edgekit.manifest import Speed
 from edgekit.memory import peak_memory
 from edgekit.runtimes.engine import Sampling, load_engine
 
-QUESTION = "Describe in a few sentences what a lighthouse is for and how it works."
+QUESTION = (
+    "Describe in a few sentences what a lighthouse is for and how it works. Then compare it with a "
+    "buoy, with a beacon on land and with satellite navigation, and say in which weather, at what "
+    "distance and for which kind of ship each of them is the best choice. Explain why the colours, "
+    "the rhythm of the flashes and the height of the tower matter, how the light is kept running "
+    "when the power fails, and who looks after it today. End with one sentence that a child of "
+    "eight years would understand, and one that an old captain would agree with."
+)
 NEW_TOKENS = 64
 RUNS = 5
 
@@ -37,12 +44,13 @@ def measure_speed(variant: Path, target: str) -> Speed:
 def run_once(variant: Path, target: str) -> Speed:
     """Measure in this process."""
     engine = load_engine(variant, target)
-    prompt = engine.tokenizer.encode(QUESTION)
+    question = engine.tokenizer.encode(QUESTION)
+    prompts = [[*question[run:], *question[:run]] for run in range(RUNS + 1)]
     sampling = Sampling(
         max_tokens=NEW_TOKENS, temperature=0.0, repetition_penalty=1.0, ignore_end=True
     )
     first, rate = [], []
-    for _ in range(RUNS + 1):
+    for prompt in prompts:  # rotated: OpenVINO GenAI keeps the cache of a prefix it has seen
         stats = list(engine.generate_tokens(prompt, sampling))[-1].stats
         first.append(stats.time_to_first_token)
         if stats.tokens_per_second:
@@ -52,7 +60,7 @@ def run_once(variant: Path, target: str) -> Speed:
     return Speed(
         tokens_per_second=round(rates[len(rates) // 2], 2),
         time_to_first_token_ms=round(1e3 * warm[len(warm) // 2], 2),
-        prompt_tokens=len(prompt),
+        prompt_tokens=len(question),
         peak_memory_bytes=peak_memory(),
     )
 

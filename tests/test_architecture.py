@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,17 @@ def test_experts_of_one_projection_are_neighbours_in_forward_order(tiny_mixtral:
         first = [s for s in checkpoint.specs if s.role == "expert" and s.layer == 0]
     assert [s.projection for s in first] == ["gate"] * 4 + ["up"] * 4 + ["down"] * 4
     assert [s.expert for s in first] == [0, 1, 2, 3] * 3
+
+
+def test_tensors_are_described_once_and_cannot_be_changed_by_a_caller(tiny_mixtral: Path) -> None:
+    with Checkpoint(tiny_mixtral) as checkpoint:
+        architecture = checkpoint.architecture
+        assert architecture.tensors() is architecture.tensors()
+        assert isinstance(architecture.tensors(), tuple)
+        fewer = replace(architecture, num_hidden_layers=1)
+        assert {spec.layer for spec in fewer.tensors()} == {-1, 0}  # a copy has tensors of its own
+        checkpoint.specs.clear()
+        assert checkpoint.specs == list(architecture.tensors())
 
 
 def test_sliding_window_bounds_the_context() -> None:

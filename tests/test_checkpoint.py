@@ -95,15 +95,27 @@ DAMAGE = {
     "true for a number": (lambda m: config(m, vocab_size=True), "vocab_size is True"),
     "a missing number": (lambda m: config(m, vocab_size=None), "vocab_size is missing"),
     "epsilon is NaN": (lambda m: config(m, rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+    "epsilon is beyond floats": (
+        lambda m: config(m, rms_norm_eps=10**400), r"rms_norm_eps is 10+\.\.\.0+, expected"),
     "epsilon is negative": (lambda m: config(m, rms_norm_eps=-1.0), "rms_norm_eps is -1"),
     "KV heads do not divide": (lambda m: config(m, num_key_value_heads=3), "3 does not divide 4"),
+    "huge head": (lambda m: config(m, head_dim=2**31 - 2), "head_dim is 2147483646, expected at m"),
+    "huge head by division": (
+        lambda m: config(m, hidden_size=2**31, num_attention_heads=1, num_key_value_heads=1,
+                         head_dim=None), "head_dim is 2147483648, expected at most 4096"),
     "odd head": (lambda m: config(m, head_dim=31), "head_dim 31 is odd"),
+    "experts beyond memory": (
+        lambda m: config(m, num_hidden_layers=1000, num_local_experts=65_536),
+        "num_local_experts is 65536: over 1000 layers"),
     "top-k above the experts": (
         lambda m: config(m, num_experts_per_tok=9), "9 is more than the 4 experts"),
     "another activation": (lambda m: config(m, hidden_act="gelu"), "'gelu' is not supported"),
     "absurd rotary base": (
         lambda m: config(m, rope_parameters={"rope_type": "default", "rope_theta": -1.0}),
         "rope_theta"),
+    "rotary base beyond floats": (
+        lambda m: config(m, rope_parameters={"rope_type": "default", "rope_theta": 10**400}),
+        "rope_theta is 10+"),
     "unknown rotary scaling": (
         lambda m: config(m, rope_parameters={"rope_type": "warp", "rope_theta": 1e4}), "warp"),
     # the weights file
@@ -120,8 +132,15 @@ DAMAGE = {
     "offset is text": (lambda m: offsets(m, lambda a, b: ["0", b]), "malformed"),
     "entry without shape": (lambda m: header(m, lambda h: h[ROUTER].pop("shape")), "lacks"),
     "entry is a list": (lambda m: header(m, lambda h: h.update({ROUTER: []})), "lacks"),
+    "offsets are a number": (
+        lambda m: header(m, lambda h: h[ROUTER].update(data_offsets=7)), "malformed"),
     "negative shape": (lambda m: header(m, lambda h: h[ROUTER].update(shape=[-4, -64])), "malform"),
+    "dtype is a list": (
+        lambda m: header(m, lambda h: h[ROUTER].update(dtype=["F32"])), "not a string"),
     "unknown dtype": (lambda m: header(m, lambda h: h[ROUTER].update(dtype="Q7")), "'Q7'"),
+    "a tensor of no layer": (
+        lambda m: tensors(m, lambda t: t.update({"model.layers.2.x": np.zeros(1, np.float32)})),
+        "'model.layers.2.x' is not a tensor of a mixtral"),
     "a missing tensor": (lambda m: tensors(m, lambda t: t.pop(ROUTER)), f"{ROUTER}' is missing"),
     "a shape against the config": (
         lambda m: tensors(m, lambda t: t.update({ROUTER: np.zeros((4, 32), np.float32)})),
@@ -154,6 +173,22 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(model, tmp_path, capsys
     assert re.search(sentence, error), error
     assert re.search(r"; |, ", error)  # says what to do as well
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_biases_that_edgekit_would_drop_are_refused(tiny_model):
+    """transformers has MLP biases in llama; without them the student would be another model."""
+    with pytest.raises(BadInputError, match=r"mlp\.\w+_proj\.bias' is not a tensor of a llama"):
+        Checkpoint(tiny_model("llama", mlp_bias=True))
+
+
+def test_a_stored_tied_head_and_rotary_frequencies_are_no_reason_to_refuse(model):
+    def add(values):
+        values["lm_head.weight"] = values["model.embed_tokens.weight"].copy()
+        values["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(16, np.float32)
+
+    tensors(model, add)
+    with Checkpoint(model) as checkpoint:
+        assert "lm_head.weight" not in {spec.name for spec in checkpoint.specs}
 
 
 def test_float8_weights_are_refused_by_name(model):

@@ -1,6 +1,7 @@
 """The command line: help without weight, exit codes, JSON, and single steps end to end."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -78,6 +79,7 @@ def test_an_interrupt_is_130(monkeypatch, capsys):
 
     monkeypatch.setattr(verb, "resolve_config", interrupt)
     assert main(["inspect", "x"]) == 130
+    assert "interrupted; run the same command again" in capsys.readouterr().err
 
 
 def test_inspect_and_plan_speak_json(tiny_mixtral, capsys):
@@ -135,3 +137,65 @@ def test_distill_alone(tiny_mixtral, tiny_model, tmp_path, capsys):
     text = capsys.readouterr().out
     assert len(json.loads(text[text.index("{") :])["losses"]) == 2
     assert not (tmp_path / ".out.state").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["inspect", "x" * 300], "no such directory|name too long"),
+        (["pack", "archive", ".", "--extract", "--out", "{tmp}/o"], "is a directory"),
+        (["chat", "{variant}", "--once", "  "], "question is empty"),
+        (["chat", "{variant}", "--once", "Hi", "--seed", "-1"], "--seed"),
+        (["chat", "{variant}", "--once", "Hi", "--device", "tpu"], "'tpu' is not known"),
+    ],
+)
+def test_what_the_system_or_a_verb_refuses_is_one_sentence(
+    variant, tmp_path, capsys, arguments, sentence
+):
+    import re
+
+    places = {"{tmp}": str(tmp_path), "{variant}": str(variant("llama"))}
+    filled = [a.replace("{tmp}", places["{tmp}"]) for a in arguments]
+    assert main([places.get(a, a) for a in filled]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert re.search(sentence, error.lower()), error
+
+
+def test_brackets_in_a_name_are_no_markup(tiny_llama, tmp_path, capsys):
+    import shutil
+
+    model = shutil.copytree(tiny_llama, tmp_path / "m[/x][red]")
+    assert main(["inspect", str(model)]) == 0
+    assert "m[/x][red]" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_inspect_knows_a_quantized_checkpoint_and_a_variant(quantized, variant, capsys):
+    for directory in (quantized("llama", "int4-g32"), variant("llama")):
+        assert main(["inspect", str(directory)]) == 0
+        assert "quantized already" in capsys.readouterr().out
+
+
+def test_output_survives_a_pipe_with_an_old_code_page(variant):
+    command = [sys.executable, "-m", "edgekit", "chat", str(variant("llama")), "--max-tokens", "30",
+               "--once", "\u4f60\u597d \udcff", "--temperature", "5", "--seed", "1"]  # fmt: skip
+    result = subprocess.run(
+        command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "cp1252"}
+    )
+    assert result.returncode == 0, result.stderr
+    result.stdout.decode("utf-8")
+
+
+def test_chat_without_a_device_takes_what_the_pack_was_made_for(tmp_path, monkeypatch):
+    from types import SimpleNamespace as Fake
+
+    import edgekit.cli.chat as verb
+    from edgekit.errors import MissingRuntimeError
+
+    targets = [Fake(target="onnx-cpu")]
+    monkeypatch.setattr(verb, "read_manifest", lambda _: Fake(variants=[Fake(targets=targets)]))
+    monkeypatch.setattr(verb, "open_pack", lambda pack, device, *_: pack / device)
+    assert verb.locate(tmp_path, "") == (tmp_path / "onnx-cpu", "onnx-cpu")
+    targets[0] = Fake(target="openvino-npu")
+    with pytest.raises(MissingRuntimeError, match="none of its targets is on this machine"):
+        verb.locate(tmp_path, "")

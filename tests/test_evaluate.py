@@ -93,21 +93,38 @@ def test_a_target_that_is_not_here_is_skipped_with_its_reason(engines, tmp_path)
         measured(tmp_path, ("openvino-npu",))
 
 
+def test_a_teacher_of_another_vocabulary_is_refused(engines, tmp_path):
+    def wide(tokens):
+        return np.zeros((len(tokens), 4), np.float32)
+
+    with pytest.raises(BadInputError, match="has 3 tokens, the teacher's 4"):
+        evaluate(tmp_path, wide, 1, sequences([0, 0]), ["onnx-cpu"], tmp_path, Silent())
+
+
+def test_long_sequences_are_scored_in_slices_to_the_same_figures(engines, tmp_path, monkeypatch):
+    text = sequences(np.random.default_rng(0).integers(0, 3, 200))
+    whole = measured(tmp_path, text=text).results
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 7)
+    assert measured(tmp_path, text=text).results == whole
+
+
 def test_log_softmax_survives_huge_logits():
     values = log_softmax(np.array([[1e4, 1e4 + np.log(3), -1e4]], np.float32))
     np.testing.assert_allclose(np.exp(values[0]), [0.25, 0.75, 0], atol=1e-3)
 
 
 def test_the_interval_resamples_whole_sequences():
-    same = [np.full(50, v) for v in (0.0, 1.0)]
+    same = [np.full(50, v) for v in (0.0, 1.0, 0.0, 1.0, 1.0)]
     wide = mean_interval(same)
-    assert wide.value == 0.5 and (wide.low, wide.high) == (0, 1)  # both draws may be one sequence
+    assert wide.value == 0.6 and wide.high - wide.low > 0.5  # 250 equal tokens, but 5 sequences
     rng = np.random.default_rng(0)
     groups = [rng.normal(3.0, 1.0, 40) for _ in range(60)]
     narrow = mean_interval(groups)
     error = np.std([g.mean() for g in groups]) / np.sqrt(60)
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * error, rel=0.15)
     assert narrow.low < 3.0 < narrow.high
+    few = mean_interval(groups[:4])
+    assert few.low is None and few.text(2) == f"{few.value:.2f}" and few.errors == (0, 0)
     log = Interval(value=0.0, low=-1.0, high=1.0)
     assert exponential(log).high == pytest.approx(np.e)
 
@@ -150,6 +167,19 @@ def test_every_gate_takes_the_worst_target_and_its_limit_is_inclusive(name):
     waived = check_gates(GatesSection(**{name: float(too_strict)}), report(), [name])
     require_gates(waived)
     assert waived[0].overridden and not waived[0].passed
+
+
+def test_what_is_not_a_number_or_was_not_measured_does_not_pass():
+    spoiled = report()
+    nan = float("nan")
+    bad = quality(nan, nan, nan)
+    pair = [spoiled.results[0], spoiled.results[1].model_copy(update={"quality": {"all": bad}})]
+    for results in (pair, pair[::-1]):
+        spoiled = spoiled.model_copy(update={"results": results})
+        limits = GatesSection(max_kl=9.0, min_top1_agreement=0.01, max_perplexity_ratio=9.0)
+        assert [g.passed for g in check_gates(limits, spoiled)] == [False] * 3
+    with pytest.raises(BadInputError, match="min_tokens_per_second: nothing was measured"):
+        check_gates(GatesSection(min_tokens_per_second=1.0), report(speed=None))
 
 
 def test_every_field_of_the_section_is_a_gate():

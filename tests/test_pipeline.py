@@ -124,6 +124,73 @@ def test_a_missed_gate_is_code_3_keeps_the_run_and_makes_no_pack(tiny_mixtral, t
     assert read_manifest(out / "pack").gates[0].overridden
 
 
+def test_a_pack_of_an_earlier_build_is_set_aside_when_a_gate_fails(run, tiny_mixtral):
+    with pytest.raises(GateFailedError):
+        again(run, tiny_mixtral, gates={"max_kl": 1e-9})
+    assert not (run / "pack").exists() and (run / "pack-earlier/pack.json").is_file()
+
+
+def test_the_pack_says_what_the_report_says(run, tiny_mixtral, monkeypatch):
+    monkeypatch.setattr(
+        edgekit.evaluate, "measure_speed",
+        lambda *_: FIXED.model_copy(update={"tokens_per_second": 5.0}),
+    )  # fmt: skip
+    assert again(run, tiny_mixtral, start_from="evaluate") == ["evaluate"]
+    (variant,) = read_manifest(run / "pack").variants
+    assert variant.targets[0].speed.tokens_per_second == 5.0
+
+
+def test_a_lost_or_unwanted_pack_is_made_again(run, tiny_mixtral):
+    (run / "pack/pack.json").unlink()
+    assert again(run, tiny_mixtral) == []
+    before = (run / "pack/pack.json").stat().st_mtime_ns
+    assert again(run, tiny_mixtral, start_from="pack") == []
+    assert (run / "pack/pack.json").stat().st_mtime_ns > before
+
+
+def test_a_pack_is_made_only_of_steps_that_belong_to_the_recipe(run, tmp_path):
+    pack_run(run, tmp_path, [], Silent())
+    text = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(text.replace("int4-g32", "int8"))
+    with pytest.raises(BadInputError, match="quantize is not finished for its recipe"):
+        pack_run(run, tmp_path, [], Silent())
+
+
+CONTRADICTIONS = [
+    ({"targets": [{"name": "openvino-npu"}]}, "openvino-npu: the NPU compiles static graphs"),
+    ({"shrink": {"keep": 0.25}}, r"keep: 0\.25 of 4 experts is 1"),
+    ({"quantize": {"scheme": "int4-g128"}}, "does not divide"),
+    ({"data": {"held_out_tokens": 0}}, "held_out_tokens is 0, but evaluation needs some"),
+    ({"data": {"tokens": 0}}, "tokens is 0, but"),
+    ({"distill": {"steps": 1, "quantization_aware": True}}, "attention cannot be trained"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), CONTRADICTIONS)
+def test_a_recipe_that_cannot_be_finished_is_refused_before_work(
+    tiny_mixtral, tmp_path, capsys, changes, sentence
+):
+    with pytest.raises(BadInputError, match=sentence):
+        build(recipe(tiny_mixtral, **changes), tmp_path / "run", Silent())
+    file = tmp_path / "r.toml"
+    file.write_text(recipe(tiny_mixtral, **changes).to_toml())
+    assert main(["build", str(file), "--out", str(tmp_path / "run"), "--dry-run"]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_override_of_no_gate_is_refused_before_work(tiny_mixtral, tmp_path):
+    options = BuildOptions(override_gates=("max_kl",))
+    with pytest.raises(BadInputError, match="sets no such gate"):
+        build(recipe(tiny_mixtral), tmp_path / "run", Silent(), options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_of_another_vocabulary_is_refused_before_work(tiny_mixtral, tiny_model, tmp_path):
+    other = {"model": str(tiny_model("llama", vocab_size=256))}
+    with pytest.raises(BadInputError, match="vocabulary has 256 tokens"):
+        build(recipe(tiny_mixtral, student=other, shrink=None), tmp_path / "run", Silent())
+
+
 def test_two_builds_in_one_directory_are_stopped(run, tiny_mixtral):
     code = (
         "import sys; from pathlib import Path; from edgekit.run_directory import RunDirectory\n"
@@ -146,6 +213,10 @@ def test_a_directory_that_is_no_run_is_left_alone(tiny_mixtral, tmp_path):
         build(recipe(tiny_mixtral), tmp_path, Silent())
     with pytest.raises(BadInputError, match="is a file"):
         RunDirectory(tmp_path / "thesis.tex")
+    (tmp_path / "recipe.toml").write_text("# my comments")
+    with pytest.raises(BadInputError, match="holds other files than a run"):
+        RunDirectory(tmp_path)
+    (tmp_path / "recipe.toml").unlink()
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 

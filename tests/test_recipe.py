@@ -73,6 +73,9 @@ CASES = [
     ({"pack": {"name": "../evil"}}, r"\[pack\] name"),
     ({"pack": {"name": "p", "version": "one"}}, r"\[pack\] version"),
     ({"data": {"tokens": 10**12}}, r"\[data\] tokens"),
+    ({"data": {"tokens": -1}}, r"\[data\] tokens: .*greater than or equal to 0, got -1"),
+    ({"data": {"held_out_tokens": -1}}, r"\[data\] held_out_tokens"),
+    ({"data": {"files": ["a.txt"] * 256}}, r"\[data\] files: .*at most 255"),
     ({"data": {"domains": ["chat", "poetry"]}}, r"\[data\.domains\] 1"),
     ({"student": {"model": "s"}, "shrink": {"keep": 0.5}}, "exclude each other"),
     ({"teacher": {}}, r"\[teacher\] model: this key is missing"),
@@ -87,7 +90,13 @@ def test_errors_name_table_and_key(change, sentence):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b"[teacher", "not valid TOML"), (b"\xff", "not valid TOML"), (None, "cannot be read")],
+    [
+        (b"[teacher", "not valid TOML"),
+        (b"\xff", "not valid TOML"),
+        (b"a = " + b"[" * 3000 + b"]" * 3000, "not valid TOML.*nested too deeply"),
+        (b".".join([b"a"] * 3000) + b" = 1", "not valid TOML.*nested too deeply"),
+        (None, "cannot be read"),
+    ],
 )
 def test_a_file_that_is_no_recipe(tmp_path, content, sentence):
     path = tmp_path / "r.toml"
@@ -95,6 +104,12 @@ def test_a_file_that_is_no_recipe(tmp_path, content, sentence):
         path.write_bytes(content)
     with pytest.raises(BadInputError, match=sentence):
         load_recipe(path)
+
+
+def test_a_split_of_the_data_can_be_left_out():
+    recipe = parse_recipe({**MINIMAL, "data": {"tokens": 0, "files": ["a.txt"] * 255}}, "r")
+    assert recipe.data.tokens == 0 and len(recipe.data.files) == 255
+    assert parse_recipe({**MINIMAL, "data": {"held_out_tokens": 0}}, "r").data.held_out_tokens == 0
 
 
 recipes = st.fixed_dictionaries(

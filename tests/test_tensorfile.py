@@ -1,5 +1,7 @@
 """The safetensors reader and writer against the safetensors library, and against noise."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,56 @@ def test_noise_is_refused_and_never_a_crash(tmp_path_factory, noise, length, hea
         read_header(path)
     except BadInputError as error:
         assert str(path) in str(error)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=4)
+    | st.sampled_from([*KINDS, 0, 1, 4, 8, -1, 2**63, 10**400]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)  # fmt: skip
+sizes = st.integers(0, 2**70)
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from([*KINDS, "F32"]) | values,
+        "shape": st.lists(sizes, max_size=80) | values,
+        "data_offsets": st.lists(sizes, min_size=2, max_size=2) | values,
+    }
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    header=st.dictionaries(st.text(max_size=4), entries | values, max_size=3),
+    metadata=st.none() | values,
+    data=st.binary(max_size=16),
+)
+def test_a_header_of_any_json_is_refused_or_read(tmp_path_factory, header, metadata, data):
+    path = tmp_path_factory.mktemp("hostile") / "x.safetensors"
+    text = json.dumps({**header, **({"__metadata__": metadata} if metadata else {})}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    try:
+        tensors, found = read_header(path)
+    except BadInputError as error:
+        assert str(path) in str(error)
+    else:
+        assert sum(info.nbytes for info in tensors.values()) == len(data)
+        assert all(isinstance(value, str) for value in found.values())
+
+
+@pytest.mark.parametrize("kind", ["header", "dtype", "data_offsets", "shape", "metadata"])
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_a_deeply_nested_header_is_refused(tmp_path, kind, depth):
+    nested = "[" * depth + "]" * depth
+    entry = {"dtype": '"F32"', "shape": "[0]", "data_offsets": "[0,0]", kind: nested}
+    fields = ",".join(f'"{k}":{v}' for k, v in entry.items())
+    text = {"header": nested, "metadata": f'{{"__metadata__":{{"a":{nested}}}}}'}.get(
+        kind, f'{{"x":{{{fields}}}}}'
+    )
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+    with pytest.raises(BadInputError, match=r"x\.safetensors: "):
+        read_header(path)
 
 
 @settings(max_examples=200, deadline=None)

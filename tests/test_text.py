@@ -75,3 +75,72 @@ def test_a_bad_or_malicious_template_is_refused(tiny_llama, tmp_path, template):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     with pytest.raises(BadInputError, match="template"):
         ChatTokenizer(tmp_path).render([{"role": "user", "content": "x"}])
+
+
+def with_template(source, target, template):
+    """A directory with the tokenizer of ``source`` and another chat template."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (target / name).write_bytes((source / name).read_bytes())
+    (target / "chat_template.jinja").write_bytes(template)
+    return target
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content + 1 }}{% endfor %}",  # TypeError
+        "{{ '%d' % 'x' }}",
+        "{{ 1 // (messages | length - 1) }}",  # ZeroDivisionError
+        "{{ 'abc'.index('z') }}",  # ValueError
+        "{{ '{missing}'.format() }}",  # KeyError
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",  # RecursionError
+        "{{ raise_exception('two\nlines') }}",
+    ],
+)
+def test_whatever_a_template_raises_is_one_sentence(tiny_llama, tmp_path, template):
+    directory = with_template(tiny_llama, tmp_path, template.encode())
+    with pytest.raises(BadInputError, match="refused the messages") as caught:
+        ChatTokenizer(directory).render([{"role": "user", "content": "x"}])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [(b"\xff\xfe", "not UTF-8"), (b"{{ " + b"(" * 5000 + b")" * 5000 + b" }}", "not valid")],
+)
+def test_a_template_file_that_is_none_is_named(tiny_llama, tmp_path, template, sentence):
+    with pytest.raises(BadInputError, match=sentence):
+        ChatTokenizer(with_template(tiny_llama, tmp_path, template))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+        "{{ m.content }}{% if loop.index == 2 %}{% break %}{% endif %}{% endfor %}",
+        "{% set seen = 'no' %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% generation %}{% set seen = 'yes' %}{{ m.content }}{{ loop.index }}<|im_end|>\n"
+        "  {% endgeneration %}\n{{ seen }}\n{% endfor %}{{ seen }}",
+        "{{ messages | tojson }}{{ messages[1] | tojson(indent=2) }}",
+        "{% if tools is not none %}tools{% endif %}{% if documents %}documents{% endif %}",
+    ],
+    ids=["loop controls", "generation", "tojson", "no tools"],
+)
+def test_extensions_of_transformers_render_as_there(both, tiny_llama, tmp_path, template):
+    _, theirs = both
+    messages = [
+        {"role": "system", "content": "Be <brief> & 'kind'."},
+        {"role": "user", "content": "Hi 你好"},
+        {"role": "assistant", "content": "Hello"},
+    ]
+    expected = theirs.apply_chat_template(messages, chat_template=template, tokenize=False)
+    ours = ChatTokenizer(with_template(tiny_llama, tmp_path, template.encode()))
+    assert ours.render(messages, add_generation_prompt=False) == expected
+
+
+def test_half_characters_become_replacement_characters(both):
+    """A terminal or a pipe of another encoding hands over lone surrogates."""
+    ours, _ = both
+    assert ours.encode("a\ud800b\udcff") == ours.encode("a\ufffdb\ufffd")
+    prompt = [{"role": "user", "content": "\udcff<|im_end|>"}]
+    assert "\ufffd<|im_end|>" in ours.decode(ours.encode_chat(prompt), skip_special=False)

@@ -33,8 +33,10 @@ def command(
 ) -> None:
     """Run a recipe: the whole road, resumable."""
     from edgekit.estimate import estimate_build, require_resources
+    from edgekit.preflight import preflight
 
     resolved = load_recipe(recipe)
+    preflight(resolved, default_progress(), override_gate or ())
     estimates = estimate_build(resolved, default_progress())
     if dry_run:
         if json:
@@ -70,4 +72,6 @@ def command(
         )
     head = ["target", "KL, nats/token", "top-1", "perplexity", "tokens/s"]
     console().print(table("", head, figures))
+    for name, reason in result.evaluation.skipped.items():
+        print(f"{name} was not measured: {reason}")
     print(f"Pack: {result.pack}\nReport: {result.report}")

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from edgekit.cli.common import Json, print_json
-from edgekit.manifest import MANIFEST
+from edgekit.errors import BadInputError, MissingRuntimeError
+from edgekit.manifest import MANIFEST, read_manifest
 from edgekit.pack import open_pack
 from edgekit.progress import default_progress
+from edgekit.runtimes.devices import choose
 from edgekit.runtimes.engine import Engine, Message, Sampling, Stats, load_engine
 
 app = typer.Typer(add_completion=False)
@@ -21,14 +23,16 @@ app = typer.Typer(add_completion=False)
 def command(
     pack: Annotated[Path, typer.Argument(help="A pack or a compiled variant.")],
     once: Annotated[str, typer.Option("--once", help="Ask one question and stop.")] = "",
-    device: Annotated[str, typer.Option("--device", help="Target to run on.")] = "openvino-cpu",
+    device: Annotated[
+        str, typer.Option("--device", help="Target to run on; the best one here by default.")
+    ] = "",
     system: Annotated[str, typer.Option("--system", help="System message.")] = "",
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Nucleus size.")] = 0.9,
     top_k: Annotated[int, typer.Option(help="0 switches it off.")] = 40,
     repetition_penalty: Annotated[float, typer.Option(help="1 is none.")] = 1.1,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the answer; repeatable.")] = None,
     allow_damaged: Annotated[
         bool, typer.Option("--allow-damaged", help="Load a pack whose files do not match.")
@@ -36,18 +40,38 @@ def command(
     json: Json = False,
 ) -> None:
     """Talk to a pack; without a terminal, answer standard input."""
-    directory = pack
-    if (pack / MANIFEST).is_file() or not (pack / "config.json").is_file():
-        directory = open_pack(pack, device, default_progress(), allow_damaged)
+    directory, device = locate(pack, device, allow_damaged)
     sampling = Sampling(
         max_tokens, temperature, top_p, top_k, repetition_penalty, seed, tuple(stop or ())
     )
     engine = load_engine(directory, device)
     if once or json or not sys.stdin.isatty():
-        question = once or sys.stdin.read()
-        answer_once(engine, question.strip(), sampling, system, json)
+        question = (once or sys.stdin.read()).strip()
+        if not question:
+            raise BadInputError("the question is empty; give it with --once or on standard input")
+        answer_once(engine, question, sampling, system, json)
     else:
         converse(engine, sampling, system)
+
+
+def locate(pack: Path, device: str, allow_damaged: bool = False) -> tuple[Path, str]:
+    """The variant directory of a pack, or a bare variant, and the target that runs it.
+
+    Raises:
+        BadInputError: neither, damaged, or not made for ``device``.
+        MissingRuntimeError: no device was asked for and none of the pack's is here.
+    """
+    if (pack / "config.json").is_file() and not (pack / MANIFEST).is_file():
+        return pack, device or "openvino-cpu"
+    if not device:
+        manifest = read_manifest(pack)
+        device, reasons = choose([t.target for v in manifest.variants for t in v.targets])
+        if not device:
+            raise MissingRuntimeError(
+                f"{pack}: none of its targets is on this machine ({'; '.join(reasons)}); see "
+                "`edgekit devices`"
+            )
+    return open_pack(pack, device, default_progress(), allow_damaged), device
 
 
 def answer_once(
@@ -102,6 +126,10 @@ def converse(engine: Engine, sampling: Sampling, system: str = "") -> None:
                 text, stats = answer(engine, messages, sampling, echo=True)
             except KeyboardInterrupt:
                 print()
+                messages.pop()
+                continue
+            except BadInputError as error:  # such as a conversation longer than the context
+                print(f"error: {error}", file=sys.stderr)
                 messages.pop()
                 continue
             messages.append(Message(role="assistant", content=text))

@@ -12,6 +12,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 WIDTH = 100
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -48,11 +49,11 @@ def print_json(value: Any) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is text and whose other columns are figures."""
-    result = Table(title=title or None, title_justify="left", title_style="bold")
+    result = Table(title=Text(title) if title else None, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         result.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(Text, row))  # text, not markup: file names may hold brackets
     return result
 
 

@@ -13,7 +13,6 @@ from edgekit.cli.common import Force, Json, console, count, print_json, size, ta
 from edgekit.demo import QUESTION, DemoResult, demo
 from edgekit.pack import variant_directory
 from edgekit.progress import default_progress
-from edgekit.report import interval
 from edgekit.runtimes.engine import Sampling, load_engine
 
 app = typer.Typer(add_completion=False)
@@ -79,9 +78,9 @@ def show(result: DemoResult) -> None:
         ("experts per layer", str(standin["options"]["experts"]), str(student.num_experts)),
         ("size on disk", size(evaluation.teacher_bytes), size(evaluation.size_bytes)),
         ("perplexity, held-out text", f"{quality.teacher_perplexity.value:.2f}",
-         interval(quality.perplexity, 2)),
-        ("KL to the teacher, nats/token", "0", interval(quality.kl)),
-        ("top-1 agreement", "1", interval(quality.top1_agreement)),
+         quality.perplexity.text(2)),
+        ("KL to the teacher, nats/token", "0", quality.kl.text(3)),
+        ("top-1 agreement", "1", quality.top1_agreement.text(3)),
     ]  # fmt: skip
     for target, speed in speeds.items():
         if speed:
@@ -98,5 +97,7 @@ def show(result: DemoResult) -> None:
         f"({ratio - 1:+.1%}).\n", markup=False, style="dim",
     )  # fmt: skip
     screen.print(table("", ["", "teacher (stand-in MoE)", "student"], rows))
+    for name, reason in evaluation.skipped.items():
+        screen.print(f"{name} was not measured: {reason}", markup=False, highlight=False)
     screen.print(f"{result.seconds:.0f} s. Pack: {build.pack}", markup=False, highlight=False)
     screen.print(f"Report: {build.report}", markup=False, highlight=False)

@@ -77,12 +77,15 @@ def train(
         trainable=parts, seed=seed,
     )  # fmt: skip
     from edgekit.distill.train import train as train_student
+    from edgekit.distill.train import training_digest
     from edgekit.estimate import require_model
 
     progress = default_progress()
     model = resolve_model(student, progress)
     require_model(model, force, parts)
-    scratch = out.with_name(f".{out.name}.state")
+    out = out.absolute()
+    key = training_digest(model, cache, section)
+    scratch = out.with_name(f".{out.name}.state-{key[:12]}")
     with atomic_directory(out) as directory:
         report = train_student(model, cache, section, directory, progress, scratch)
     import shutil

@@ -11,7 +11,6 @@ import typer
 from edgekit.cli.common import Force, Json, console, print_json, table
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, checked
-from edgekit.report import interval
 from edgekit.sources import resolve_model
 
 app = typer.Typer(add_completion=False)
@@ -23,14 +22,20 @@ def command(
     teacher: Annotated[str, typer.Option("--teacher", help="The model to compare with.")],
     text: Annotated[list[str] | None, typer.Option(help=".txt, .jsonl, .parquet.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="Repeatable.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to evaluate on.")] = 2048,
+    tokens: Annotated[int, typer.Option(help="Tokens to evaluate on.")] = 4096,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
     seed: int = 1,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """KL, agreement and perplexity of what will run, against a teacher; speed and memory."""
     section = checked(
-        DataSection, files=tuple(text or ()), tokens=64, held_out_tokens=tokens, seed=seed
+        DataSection,
+        files=tuple(text or ()),
+        tokens=0,
+        held_out_tokens=tokens,
+        sequence_length=sequence_length,
+        seed=seed,
     )
     from edgekit.checkpoint import Checkpoint
     from edgekit.distill.calibration import make_sequences
@@ -55,11 +60,13 @@ def command(
         print_json(report)
         return
     rows = [
-        (f"{r.target} {domain}", interval(q.kl), interval(q.top1_agreement),
-         interval(q.perplexity, 2), f"{q.teacher_perplexity.value:.2f}")
+        (f"{r.target} {domain}", q.kl.text(3), q.top1_agreement.text(3),
+         q.perplexity.text(2), f"{q.teacher_perplexity.value:.2f}")
         for r in report.results for domain, q in r.quality.items()
     ]  # fmt: skip
     console().print(table("", ["", "KL, nats/token", "top-1", "perplexity", "teacher"], rows))
+    for name, reason in report.skipped.items():
+        print(f"{name} was not measured: {reason}")
     for result in report.results:
         if result.speed:
             print(f"{result.target}: {result.speed.tokens_per_second:.1f} tokens/s")

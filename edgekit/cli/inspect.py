@@ -35,6 +35,8 @@ def command(model: Model, json: Json = False) -> None:
         rows.insert(2, ("experts per layer", experts))
     if result.weights_verified:
         rows.append(("weights", f"{size(result.stored_bytes)} {result.dtype}, shapes verified"))
+    elif result.stored_bytes:
+        rows.append(("weights", size(result.stored_bytes)))
     rows += [(f"size as {name}", size(value)) for name, value in result.size_per_scheme.items()]
     console().print(table(model, ["", ""], rows))
     for note in result.notes:

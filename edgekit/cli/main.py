@@ -7,6 +7,7 @@ list of verbs below is static, so that ``edgekit --help`` imports nothing.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ VERBS = {
     "doctor": "check the installation and say what to do",
 }
 
+INTERRUPTED = "interrupted; run the same command again to continue"
+
 
 def usage() -> str:
     """The text of ``edgekit --help``."""
@@ -48,6 +51,9 @@ def usage() -> str:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with the documented code."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # Windows pipes have a code page of old
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
     sys.exit(main(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -80,16 +86,29 @@ def _run_verb(verb: str, rest: list[str], as_json: bool) -> int:
     try:
         module = importlib.import_module(f"edgekit.cli.{verb}")
         result = module.app(args=rest, prog_name=f"edgekit {verb}", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        return _fail(INTERRUPTED, 130, as_json) if code == 130 else code
     except EdgekitError as error:
         return _fail(str(error), error.exit_code, as_json)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code, as_json)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; run the same command again to continue", 130, as_json)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return _fail(INTERRUPTED, 130, as_json)
+    except MemoryError:
+        return _fail("not enough memory; close other programs or use a larger machine", 5, as_json)
+    except OSError as error:
+        return _system_failure(error, as_json)
+
+
+def _system_failure(error: OSError, as_json: bool) -> int:
+    """What the system refused outside the places that expect it."""
+    from edgekit.atomic import FULL, no_space
+
+    name = error.filename or "a file"
+    if error.errno in FULL:
+        return _fail(str(no_space(str(name))), 5, as_json)
+    reason = error.strerror or type(error).__name__
+    return _fail(f"{name}: {reason.lower()}; check the path", 2, as_json)
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:

@@ -23,7 +23,7 @@ def command(
     model: Annotated[str, typer.Argument(help="As for inspect; config.json is enough.")] = "",
     target: Annotated[list[str] | None, typer.Option(help="Repeatable; default all.")] = None,
     memory: Annotated[str, typer.Option(help="Memory for the model, such as 16GB.")] = "8GB",
-    context: Annotated[int, typer.Option(min=1, max=1 << 20, help="Tokens.")] = 4096,
+    context: Annotated[int, typer.Option(min=1, max=1 << 20, help="Tokens.")] = 8192,
     rules: Annotated[bool, typer.Option("--rules", help="Print every device rule.")] = False,
     json: Json = False,
 ) -> None:

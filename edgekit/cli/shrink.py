@@ -23,13 +23,17 @@ def command(
     criterion: Annotated[str, typer.Option(help="reap, frequency or random.")] = "reap",
     data: Annotated[list[str] | None, typer.Option(help=".txt, .jsonl, .parquet.")] = None,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 8192,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 256,
     seed: int = 0,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """One step alone: fewer experts."""
     section = checked(ShrinkSection, keep=keep, criterion=criterion, seed=seed)
-    sampling = checked(DataSection, files=tuple(data or ()), tokens=tokens, seed=seed)
+    sampling = checked(
+        DataSection, files=tuple(data or ()), tokens=tokens, held_out_tokens=0,
+        sequence_length=sequence_length, seed=seed,
+    )  # fmt: skip
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.shrink import shrink
     from edgekit.estimate import require_model

@@ -1,9 +1,11 @@
 """Calibration text: sampled rows, user files, splits."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgekit.distill.calibration import load_prompts, make_sequences, plan_rows
 from edgekit.distill.documents import read_documents
@@ -112,3 +114,113 @@ def test_bad_files_are_named(tokenizer, tmp_path, name, content, sentence):
         path.write_bytes(content)
     with pytest.raises(BadInputError, match=sentence):
         read_documents(tokenizer, DataSection(files=(str(path),)))
+
+
+def test_half_a_character_in_a_row_is_refused_by_line(tokenizer, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "fine"}\n{"messages": [{"role": "user", "content": "\\ud800"}]}\n')
+    with pytest.raises(BadInputError, match=r"x\.jsonl: line 2 has a lone surrogate"):
+        read_documents(tokenizer, DataSection(files=(str(path),)))
+
+
+def test_only_the_template_writes_special_tokens(tokenizer, tmp_path):
+    text = "a text that shows how <|im_end|> ends a turn and <|im_start|> begins one"
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}))
+    message = {"messages": [{"role": "user", "content": text}]}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(message))
+    for name, written in (("text", 0), ("chat", 2)):
+        params = DataSection(files=(str(tmp_path / f"{name}.jsonl"),), held_out_tokens=0)
+        tokens = [t for s in read_documents(tokenizer, params) for t in s.tokens]
+        assert sum(t in tokenizer.special_tokens for t in tokens) == written
+        assert text in tokenizer.decode(tokens, skip_special=False)
+
+
+@pytest.mark.parametrize(("tokens", "held_out"), [(512, 0), (0, 512)])
+def test_a_split_of_no_tokens_needs_no_document(tokenizer, tmp_path, tokens, held_out):
+    path = tmp_path / "one.txt"
+    path.write_text(WORDS[0])  # a single document: whichever split its hash would choose
+    params = DataSection(files=(str(path),), tokens=tokens, held_out_tokens=held_out)
+    sequences = read_documents(tokenizer, params)
+    assert {s.held_out for s in sequences} == {held_out > 0}
+    assert sum(len(s.tokens) for s in sequences) == len(tokenizer.encode(WORDS[0]))
+
+
+def test_a_goal_below_the_shortest_sequence_gets_one(tokenizer, tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text(WORDS[0])
+    params = DataSection(files=(str(path),), tokens=1, held_out_tokens=0)
+    assert [len(s.tokens) for s in read_documents(tokenizer, params)] == [8]
+
+
+def test_reading_stops_when_both_splits_are_full(tokenizer, tmp_path, monkeypatch):
+    path = tmp_path / "mine.jsonl"
+    rows = [json.dumps({"text": f"{i} {w}"}) for i, w in enumerate(WORDS * 10)]
+    path.write_text("\n".join([*rows, "{not read"]))
+    encoded = []
+    monkeypatch.setattr(
+        tokenizer, "encode", lambda text: encoded.append(text) or list(range(100)), raising=True
+    )
+    params = DataSection(files=(str(path),), tokens=800, held_out_tokens=200, sequence_length=32)
+    sequences = read_documents(tokenizer, params)
+    for held_out, goal in ((False, 800), (True, 200)):
+        found = sum(len(s.tokens) for s in sequences if s.held_out == held_out)
+        assert goal - 8 < found <= goal
+    assert len(encoded) <= 12  # 8 and 2 documents fill the splits; two more for cut-off ends
+
+
+def test_a_file_that_is_missing_is_named_even_if_the_first_suffices(tokenizer, tmp_path):
+    path = tmp_path / "mine.txt"
+    write(path, "txt")
+    params = DataSection(files=(str(path), "absent.txt"), tokens=64, held_out_tokens=0)
+    with pytest.raises(BadInputError, match="absent"):
+        read_documents(tokenizer, params)
+
+
+@pytest.mark.parametrize(("tokens", "held_out"), [(64, 0), (0, 64)])
+def test_a_split_of_no_tokens_is_not_sampled(tiny_mixtral, tmp_path, tokens, held_out):
+    params = DataSection(tokens=tokens, held_out_tokens=held_out, sequence_length=16)
+    report = make_sequences(tiny_mixtral, params, tmp_path, Silent())
+    assert sum(report.calibration_tokens.values()) == tokens
+    assert sum(report.held_out_tokens.values()) == held_out
+    assert len(read_sequences(tmp_path / FILE_NAME)) == 4
+
+
+@pytest.mark.parametrize("files", [(), ("absent.txt",)])
+def test_no_text_at_all_is_refused(tiny_mixtral, tokenizer, tmp_path, files):
+    params = DataSection(files=files, tokens=0, held_out_tokens=0)
+    with pytest.raises(BadInputError, match=r"no text asked for; raise \[data\] tokens"):
+        make_sequences(tiny_mixtral, params, tmp_path, Silent())
+    with pytest.raises(BadInputError, match="no text asked for"):
+        read_documents(tokenizer, params)
+
+
+def test_sequences_beyond_the_teachers_context_are_refused(tiny_mixtral, tmp_path):
+    params = DataSection(tokens=1024, sequence_length=513)
+    with pytest.raises(BadInputError, match=r"\[data\] sequence_length 513 .* 512 positions"):
+        make_sequences(tiny_mixtral, params, tmp_path, Silent())
+
+
+@pytest.mark.parametrize("from_files", [False, True])
+def test_another_models_tokenizer_is_refused(tiny_model, tmp_path, from_files):
+    teacher = tiny_model("llama", vocab_size=64)
+    text = tmp_path / "mine.txt"
+    write(text, "txt")
+    params = SMALL.model_copy(update={"files": (str(text),) if from_files else ()})
+    with pytest.raises(BadInputError, match=f"{teacher}: the tokenizer gives token .* has 64"):
+        make_sequences(teacher, params, tmp_path, Silent())
+
+
+def test_a_template_that_renders_nothing_is_refused(tiny_mixtral, tmp_path):
+    teacher = shutil.copytree(tiny_mixtral, tmp_path / "teacher")
+    (teacher / "chat_template.jinja").write_text("{# nothing #}{{ '' }}")
+    with pytest.raises(BadInputError, match="make no token of a prompt"):
+        make_sequences(teacher, SMALL, tmp_path, Silent())
+
+
+def test_a_teacher_whose_weights_are_not_numbers_is_named(tiny_mixtral, tmp_path):
+    teacher = shutil.copytree(tiny_mixtral, tmp_path / "teacher")
+    weights = load_file(teacher / "model.safetensors")
+    weights["model.norm.weight"][3] = np.nan
+    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInputError, match=f"{teacher}: the model's logits are not finite"):
+        make_sequences(teacher, SMALL, tmp_path, Silent())

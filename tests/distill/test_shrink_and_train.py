@@ -196,6 +196,33 @@ def test_interrupted_training_ends_in_the_same_weights(tiny_model, cache, tmp_pa
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+def test_a_state_saved_between_two_renames_is_found(tiny_mixtral, cache, tmp_path):
+    from edgekit.distill.state import TrainingState, restore_state, save_state
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    save_state(tmp_path / "state", TrainingState(4, [0.5], 0.7), {"w": weight}, optimizer)
+    (tmp_path / "state").rename(tmp_path / "state.old")  # as a kill there leaves it
+    fresh = torch.nn.Parameter(torch.zeros(3))
+    state = restore_state(tmp_path / "state", {"w": fresh}, torch.optim.AdamW([fresh]))
+    assert (state.step, state.kl_before) == (4, 0.7) and torch.equal(fresh, weight)
+
+
+def test_a_saved_state_is_used_only_for_what_it_belongs_to(tiny_mixtral, tiny_llama, cache):
+    from edgekit.distill.train import training_digest
+
+    params = DistillSection(steps=3)
+    digests = {
+        training_digest(tiny_mixtral, cache, params),
+        training_digest(tiny_llama, cache, params),
+        training_digest(tiny_mixtral, cache, params.model_copy(update={"seed": 1})),
+    }
+    assert len(digests) == 3
+    assert training_digest(tiny_mixtral, cache, DistillSection(steps=3)) in digests
+
+
 def test_another_vocabulary_is_refused(tiny_model, cache, tmp_path):
     with pytest.raises(BadInputError, match="vocabulary has 256 tokens"):
         heal(tiny_model("llama", vocab_size=256), cache, tmp_path / "out")

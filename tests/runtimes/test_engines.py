@@ -1,8 +1,13 @@
 """Engines behave alike: streaming, stop strings, seeds, limits and clear refusals."""
 
+import json
+import shutil
+
 import pytest
 
 from edgekit.errors import BadInputError, MissingRuntimeError
+from edgekit.progress import Silent
+from edgekit.runtimes.compile import compile_variant
 from edgekit.runtimes.engine import Sampling, load_engine
 
 TARGETS = ["openvino-cpu", "onnx-cpu"]
@@ -94,3 +99,64 @@ def test_an_unknown_target_is_refused(tmp_path):
 def test_absurd_sampling_names_the_option(options):
     with pytest.raises(BadInputError, match=next(iter(options))):
         Sampling(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_hidden_layers": 3}, r"layers\.2.* is missing"),
+        ({"num_hidden_layers": 1}, r"layers\.1.* is unknown"),
+        ({"intermediate_size": 64}, r"\[128, 8\] but config.json implies I32\[64, 8\]"),
+    ],
+)
+def test_weights_that_do_not_belong_to_the_config_are_not_compiled(
+    quantized, tmp_path, change, sentence
+):
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(quantized("llama", "int4-g32"), source)
+    out.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(BadInputError, match=sentence):
+        compile_variant(source, ["openvino-cpu"], out, Silent())
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["junk graph", "short weights"])
+def test_openvino_names_what_it_cannot_load(variant, tmp_path, damage):
+    copy = shutil.copytree(variant("llama"), tmp_path / "copy")
+    if damage == "junk graph":
+        (copy / "openvino/openvino_model.xml").write_text("<net")
+    else:
+        weights = copy / "weights.safetensors"
+        weights.write_bytes(weights.read_bytes()[:5000])
+    engine = load_engine(copy)
+    with pytest.raises(BadInputError, match=r"OpenVINO cannot load it .* verify the pack"):
+        list(engine.generate(MESSAGES))
+    with pytest.raises(BadInputError, match="OpenVINO cannot load it"):
+        engine.logits([3, 4])
+
+
+def test_the_npu_pipeline_takes_a_tied_head_and_answers(variant):
+    """The NPU's static pipeline, run on the CPU: its graph is checked, not the device."""
+    import numpy as np
+    import openvino as ov
+    import openvino_genai as genai
+
+    from edgekit.runtimes.openvino_engine import _properties
+
+    directory = variant("llama", "int4-channel")
+    properties = {**_properties(directory, "NPU"), "NPUW_DEVICES": "CPU", "MAX_PROMPT_LEN": 64}
+    weights = ov.Tensor(np.memmap(directory / "weights.safetensors", np.uint8, mode="c"))
+    xml = (directory / "openvino/openvino_model.xml").read_text()
+    tokenizer = genai.Tokenizer(str(directory))
+    pipeline = genai.LLMPipeline(xml, weights, tokenizer, "NPU", **properties)
+    config = genai.GenerationConfig()
+    config.max_new_tokens, config.ignore_eos, config.apply_chat_template = 4, True, False
+    ids = np.arange(3, 12, dtype=np.int64)[None]
+    inputs = genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
+    found = pipeline.generate(inputs, config).tokens[0]
+    engine = load_engine(directory)
+    sampling = Sampling(max_tokens=4, temperature=0, repetition_penalty=1.0, ignore_end=True)
+    expected = [e.token for e in engine.generate_tokens(ids[0].tolist(), sampling)]
+    assert len(found) == 4 and found[0] == expected[0]  # later ones may differ by rounding

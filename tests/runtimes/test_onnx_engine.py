@@ -45,6 +45,14 @@ def test_an_operator_of_a_newer_runtime_is_refused_with_the_version(damaged):
         OnnxEngine(damaged).load()
 
 
+def test_experts_on_an_older_runtime_are_a_missing_runtime(variant, monkeypatch):
+    """DirectML's builds: evaluation then skips the target instead of failing."""
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
+    with pytest.raises(MissingRuntimeError, match=r"1\.24\.4 cannot run experts"):
+        OnnxEngine(variant("mixtral"))
+    OnnxEngine(variant("llama")).load()
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
 def test_directml_that_does_not_start_is_not_replaced_by_the_cpu(variant, monkeypatch):
     """ONNX Runtime itself would go on with the CPU and say so only in its log."""

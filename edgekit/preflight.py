@@ -1,0 +1,59 @@
+"""What contradicts itself in a recipe, said before any work: from ``config.json`` files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgekit.architecture import Architecture, describe
+from edgekit.checkpoint import read_config
+from edgekit.errors import BadInputError
+from edgekit.gates import known_gates
+from edgekit.progress import Progress
+from edgekit.quantize.layout import check_groups
+from edgekit.recipe import Recipe
+from edgekit.rules import check_target, experts_to_keep, require_unpacked
+from edgekit.scheme import Scheme
+from edgekit.sources import resolve_config
+
+
+def preflight(recipe: Recipe, progress: Progress, override_gates: Sequence[str] = ()) -> None:
+    """Refuse a recipe that could not be finished.
+
+    Raises:
+        BadInputError: a target refuses the student, too few experts would stay, the group does not
+            divide, the vocabularies differ, or an option excludes another; the sentence names the
+            table and key.
+    """
+    known_gates(recipe.gates, override_gates)
+    teacher = architecture_of(recipe.teacher.model, progress)
+    student = architecture_of(recipe.student.model, progress) if recipe.student else teacher
+    if recipe.shrink:
+        experts_to_keep(teacher, recipe.shrink.keep, recipe.teacher.model)
+    if student.vocab_size != teacher.vocab_size:
+        raise BadInputError(
+            f"[student] model: its vocabulary has {student.vocab_size} tokens but the teacher's "
+            f"has {teacher.vocab_size}; choose a student with the teacher's tokenizer"
+        )
+    _require_text(recipe)
+    distill = recipe.distill
+    if distill and distill.quantization_aware:
+        require_unpacked(distill.trainable)
+    scheme = Scheme.parse(recipe.quantize.scheme)
+    check_groups(student, scheme, "[quantize] scheme")
+    for target in recipe.targets:
+        check_target(student, scheme, target.name)
+
+
+def _require_text(recipe: Recipe) -> None:
+    needed = {"held_out_tokens": "evaluation"}
+    if recipe.shrink or (recipe.distill and recipe.distill.steps):
+        needed["tokens"] = "[shrink] and [distill]"
+    for key, reader in needed.items():
+        if getattr(recipe.data, key) == 0:
+            raise BadInputError(f"[data] {key} is 0, but {reader} needs some; raise it")
+
+
+def architecture_of(source: str, progress: Progress) -> Architecture:
+    """The architecture of a model, without its weights."""
+    directory = resolve_config(source, progress)
+    return describe(read_config(directory), str(directory / "config.json"))
