@@ -16,7 +16,7 @@ from edgekit.pack import file_sha256
 from edgekit.progress import Progress
 
 # Modules that every step builds on; a change in one of them runs everything again.
-CORE = ("architecture", "checkpoint", "tensorfile", "scheme", "sequences", "rope", "text")
+CORE = ("architecture", "checkpoint", "layout", "tensorfile", "scheme", "sequences", "rope", "text")
 MEASURING = ("evaluate", "bootstrap", "manifest")
 # Tools that a package's steps compute with; another version of one runs them again.
 PACKAGE_TOOLS = {

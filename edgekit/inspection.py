@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from edgekit.architecture import describe
 from edgekit.checkpoint import Checkpoint, read_config
+from edgekit.layout import misfit
 from edgekit.plan import SCHEMES, weights_bytes
-from edgekit.quantize.layout import misfit
 from edgekit.scheme import Scheme
 from edgekit.text import ChatTokenizer
 

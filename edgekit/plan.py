@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.architecture import Architecture
-from edgekit.quantize.layout import misfit
+from edgekit.layout import misfit
 from edgekit.rules import TARGETS, Finding, check
 from edgekit.scheme import CONSTANTS_BYTES, Scheme, float_dtype
 from edgekit.tensorfile import DTYPES

@@ -47,10 +47,15 @@ def size_against_quality(evaluation: EvaluationReport) -> str:
     ]
     for index, (label, size, value, colour) in enumerate(points):
         error = [[side] for side in value.errors]
-        axes.errorbar(size / 1e6, value.value, yerr=error, fmt="o", color=colour, capsize=3)
+        axes.errorbar(
+            size / 1e6, value.value, yerr=error if any(value.errors) else None, fmt="o",
+            color=colour, capsize=3,
+        )  # fmt: skip
         axes.annotate(label, (size / 1e6, value.value), xytext=(8, 8 - 14 * index),
                       textcoords="offset points")  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")  # 200, not 2 x 10^2
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.margins(x=0.3, y=0.3)
     axes.set_xlabel("size, MB")
     axes.set_ylabel("perplexity (95 % interval)")
@@ -96,7 +101,9 @@ def domain_kl(evaluation: EvaluationReport) -> str:
         values = [result.quality[name].kl for name in names]
         places = np.arange(len(names)) + index * width
         error = [[v.errors[side] for v in values] for side in (0, 1)]
-        axes.bar(places, [v.value for v in values], width * 0.92, yerr=error, capsize=2,
+        known = any(map(any, error))
+        axes.bar(places, [v.value for v in values], width * 0.92,
+                 yerr=error if known else None, capsize=2,
                  color=(ACCENT, PALE, INK)[index % 3], label=result.target)  # fmt: skip
     axes.set_xticks(np.arange(len(names)) + 0.4 - width / 2, names)
     axes.set_ylabel("KL, nats per token")

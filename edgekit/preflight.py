@@ -8,8 +8,8 @@ from edgekit.architecture import Architecture, describe
 from edgekit.checkpoint import read_config
 from edgekit.errors import BadInputError
 from edgekit.gates import known_gates
+from edgekit.layout import check_groups
 from edgekit.progress import Progress
-from edgekit.quantize.layout import check_groups
 from edgekit.recipe import Recipe
 from edgekit.rules import check_target, experts_to_keep, require_unpacked
 from edgekit.scheme import Scheme

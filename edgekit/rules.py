@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edgekit.architecture import Architecture
 from edgekit.errors import BadInputError
-from edgekit.quantize.layout import misfit
+from edgekit.layout import misfit
 from edgekit.scheme import Scheme
 
 

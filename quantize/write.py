@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from edgekit.architecture import Architecture, TensorSpec
 from edgekit.checkpoint import WEIGHTS, Checkpoint, copy_tokenizer
 from edgekit.errors import BadInputError
+from edgekit.layout import check_groups, layout
 from edgekit.progress import Progress
 from edgekit.quantize.codes import Method, pack, quantize_matrix
-from edgekit.quantize.layout import check_groups, layout
 from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Packing, Scheme, float_dtype, unpack
 from edgekit.tensorfile import DTYPES, TensorFileWriter
 

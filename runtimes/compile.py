@@ -14,8 +14,8 @@ from pathlib import Path
 from edgekit.architecture import Architecture, describe
 from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config
 from edgekit.errors import BadInputError
+from edgekit.layout import layout
 from edgekit.progress import Progress
-from edgekit.quantize.layout import layout
 from edgekit.rules import TARGETS, check_target
 from edgekit.scheme import Scheme, read_scheme
 from edgekit.tensorfile import read_header

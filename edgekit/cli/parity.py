@@ -21,7 +21,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Compare the compiled graphs with PyTorch on the same integers."""
-    from edgekit.runtimes.parity import check_parity
+    from edgekit.parity import check_parity
 
     targets = target or ["openvino-cpu"]
     results = check_parity(variant, reference, targets, default_progress())
