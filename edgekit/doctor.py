@@ -54,7 +54,7 @@ def _package(name: str, extra: str) -> Check:
         return Check(name=name, ok=True, detail=metadata.version(name))
     except metadata.PackageNotFoundError:
         target = f'"edgekit[{extra}]"' if extra else "edgekit"
-        remedy = f"pip install {target}" + (", if you need it" if extra else "")
+        remedy = f"{'optional: ' if extra else ''}pip install {target}"
         return Check(name=name, ok=False, detail="not installed", remedy=remedy)
 
 

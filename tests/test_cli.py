@@ -66,6 +66,37 @@ def test_bad_usage_is_one_sentence_and_code_2(arguments, code, sentence, capsys)
     assert re.search(sentence, error)
 
 
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [
+        ("torch", "build", ["demo", "--no-chat"]),
+        ("torch", "build", ["shrink", "{model}", "--out", "o"]),
+        ("torch", "build", ["distill", "capture", "{model}", "--out", "o"]),
+        ("torch", "build", ["evaluate", "{variant}", "--teacher", "{model}"]),
+        ("torch", "build", ["parity", "{variant}", "--reference", "{quantized}"]),
+        ("onnx", "build", ["compile", "{quantized}", "--target", "onnx-cpu", "--out", "o"]),
+        ("onnxruntime_genai", "onnx", ["chat", "{variant}", "--device", "onnx-cpu", "--once", "a"]),
+    ],
+)
+def test_what_needs_an_extra_names_it(
+    tiny_mixtral, quantized, variant, tmp_path, module, extra, arguments
+):
+    places = {
+        "{model}": str(tiny_mixtral), "{variant}": str(variant("mixtral")),
+        "{quantized}": str(quantized("mixtral", "int4-g32")),
+    }  # fmt: skip
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from edgekit.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *(places.get(a, a) for a in arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 4, result.stderr
+    assert last.startswith("error: ") and f'pip install "edgekit[{extra}]"' in last
+    assert not (tmp_path / "o").exists()
+
+
 def test_errors_are_json_when_json_is_asked(capsys):
     assert main(["inspect", "nowhere", "--json"]) == 2
     assert json.loads(capsys.readouterr().err)["exit_code"] == 2

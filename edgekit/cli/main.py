@@ -30,6 +30,14 @@ VERBS = {
     "doctor": "check the installation and say what to do",
 }
 
+# modules that are not in the small install, and the extra that brings them
+EXTRAS = {
+    **dict.fromkeys(
+        ("torch", "transformers", "accelerate", "compressed_tensors", "gguf", "onnx", "matplotlib",
+         "pyarrow"), "build",
+    ),
+    **dict.fromkeys(("onnxruntime", "onnxruntime_genai"), "onnx"),
+}  # fmt: skip
 INTERRUPTED = "interrupted; run the same command again to continue"
 
 
@@ -81,7 +89,7 @@ def main(arguments: list[str]) -> int:
 def _run_verb(verb: str, rest: list[str], as_json: bool) -> int:
     import click
 
-    from edgekit.errors import EdgekitError
+    from edgekit.errors import EdgekitError, missing_extra
 
     try:
         module = importlib.import_module(f"edgekit.cli.{verb}")
@@ -94,6 +102,12 @@ def _run_verb(verb: str, rest: list[str], as_json: bool) -> int:
         return _fail(error.format_message(), error.exit_code, as_json)
     except (KeyboardInterrupt, click.Abort):
         return _fail(INTERRUPTED, 130, as_json)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        missing = missing_extra(str(error.name), extra)
+        return _fail(str(missing), missing.exit_code, as_json)
     except MemoryError:
         return _fail("not enough memory; close other programs or use a larger machine", 5, as_json)
     except OSError as error:
