@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 from edgekit.architecture import Architecture, TensorSpec
@@ -37,22 +36,31 @@ def check_groups(architecture: Architecture, scheme: Scheme, source: str) -> Non
 
 
 def layout(architecture: Architecture, scheme: Scheme) -> Iterator[TensorInfo]:
-    """Tensors in file order; the experts of a projection lie side by side, codes then scales."""
+    """Tensors in file order.
+
+    Matrices that a runtime can multiply as one lie side by side, codes then scales: the experts of
+    a projection, and the query, key and value projections of a layer.
+    """
+    groups: dict[tuple[int, str] | str, list[TensorSpec]] = {}
+    for spec in architecture.tensors():
+        groups.setdefault(_neighbours(spec), []).append(spec)
     shapes: list[TensorInfo] = []
-
-    def neighbours(spec: TensorSpec) -> tuple[int, str] | str:
-        return (spec.layer, spec.projection) if spec.role == "expert" else spec.name
-
-    for _, run in itertools.groupby(architecture.tensors(), neighbours):
-        specs = list(run)
+    for specs in groups.values():
         packing = scheme.packing(specs[0])
         if packing is None:
             yield from (TensorInfo(s.name, float_dtype(s, scheme), s.shape) for s in specs)
             continue
-        rows, columns = specs[0].shape
-        words, groups = columns * packing.bits // 32, columns // packing.group_size
-        yield from (TensorInfo(s.name + "_packed", "I32", (rows, words)) for s in specs)
-        yield from (TensorInfo(s.name + "_scale", "F16", (rows, groups)) for s in specs)
+        columns = specs[0].shape[1]
+        words, blocks = columns * packing.bits // 32, columns // packing.group_size
+        yield from (TensorInfo(s.name + "_packed", "I32", (s.shape[0], words)) for s in specs)
+        yield from (TensorInfo(s.name + "_scale", "F16", (s.shape[0], blocks)) for s in specs)
         shapes += [TensorInfo(s.name + "_shape", "I64", (2,)) for s in specs]
     yield from shapes
     yield TensorInfo(CONSTANTS, "U8", (CONSTANTS_BYTES,))
+
+
+def _neighbours(spec: TensorSpec) -> tuple[int, str] | str:
+    """What a matrix shares with those that it lies beside."""
+    if spec.role == "expert":
+        return spec.layer, spec.projection
+    return (spec.layer, "qkv") if spec.projection in ("q", "k", "v") else spec.name

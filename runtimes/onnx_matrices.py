@@ -8,6 +8,8 @@ instead of 0.2 MB, with the same speed, load time and memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgekit.architecture import EMBEDDING, Architecture, TensorSpec
 from edgekit.runtimes.onnx_nodes import MICROSOFT, GraphBuilder, TensorProto, block_size
 from edgekit.scheme import Packing, Scheme
@@ -27,6 +29,10 @@ class Matrices:
         self.specs = {s.name: s for s in architecture.tensors()}
         self.scheme = scheme
         self.accuracy = accuracy
+
+    def packs(self, module: str) -> bool:
+        """Whether the matrix of ``module`` is stored as codes."""
+        return self.scheme.packing(self.specs[module + ".weight"]) is not None
 
     def linear(self, x: str, module: str) -> str:
         """x W^T (+ bias) of a module such as ``model.layers.0.self_attn.q_proj``."""
@@ -51,6 +57,31 @@ class Matrices:
         inputs = [x, codes, self.scales(spec.name, spec.shape, packing, block)]
         if bias:
             inputs += ["", "", bias]
+        return self.b.node(
+            "MatMulNBits", inputs, out, MICROSOFT, K=columns, N=rows,
+            bits=packing.bits, block_size=block, accuracy_level=self.accuracy,
+        )  # fmt: skip
+
+    def joined(self, x: str, modules: Sequence[str], out: str) -> str:
+        """x W^T (+ bias) of several modules in one product, [..., sum of their N].
+
+        Their packed codes and scales lie side by side in the file (:mod:`edgekit.layout`).
+        """
+        specs = [self.specs[m + ".weight"] for m in modules]
+        packing = self.scheme.packing(specs[0])
+        assert packing is not None
+        rows, columns = sum(s.shape[0] for s in specs), specs[0].shape[1]
+        block = block_size(columns, packing.group_size)
+        first = specs[0].name
+        codes = self.b.stored(
+            first + ".joined", self.b.adjacent([s.name + "_packed" for s in specs]),
+            TensorProto.UINT8, (rows, columns // block, block * packing.bits // 8),
+        )  # fmt: skip
+        self.b.adjacent([s.name + "_scale" for s in specs])
+        inputs = [x, codes, self.scales(first, (rows, columns), packing, block)]
+        if modules[0] + ".bias" in self.specs:
+            biases = [self.b.floats(m + ".bias") for m in modules]
+            inputs += ["", "", self.b.node("Concat", biases, out + ".bias", axis=0)]
         return self.b.node(
             "MatMulNBits", inputs, out, MICROSOFT, K=columns, N=rows,
             bits=packing.bits, block_size=block, accuracy_level=self.accuracy,

@@ -7,6 +7,8 @@ the tensors in place, which the runtime folds once while it loads: nothing is st
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,16 @@ class GraphBuilder:
             return self.tensors[name]
         except KeyError:
             raise EdgekitError(f"{self.path}: tensor {name!r} is missing; quantize again") from None
+
+    def adjacent(self, names: Sequence[str]) -> TensorInfo:
+        """The first of tensors that lie side by side in the file."""
+        infos = [self.info(name) for name in names]
+        for before, after in itertools.pairwise(infos):
+            if after.offset != before.offset + before.nbytes:
+                raise EdgekitError(
+                    f"{self.path}: {after.name} does not follow {before.name}; quantize again"
+                )
+        return infos[0]
 
     def stored(self, name: str, info: TensorInfo, kind: int, shape: tuple[int, ...]) -> str:
         """An initializer over the bytes of ``info``, read in place."""
