@@ -78,8 +78,11 @@ def make_standin(
     out: Path,
     progress: Progress,
     options: StandInOptions = StandInOptions(),
+    name: str = "",
 ) -> StandInReport:
     """Write the stand-in of ``dense`` into the existing, empty directory ``out``.
+
+    ``name`` is what the note calls the dense model, its directory's name by default.
 
     Raises:
         BadInputError: the model is not a plain dense llama, or too narrow for the options.
@@ -99,7 +102,7 @@ def make_standin(
     del layers
     result = perplexity(load_model(out), held_out, progress)
     note = (
-        f"A stand-in for a cloud model: the feed-forward layers of {dense.name} split into "
+        f"A stand-in for a cloud model: the feed-forward layers of {name or dense.name} split into "
         f"{options.experts} overlapping experts. Not a model that anyone trained as an MoE."
     )
     report = StandInReport(note, options, describe(config).parameters(), dense_perplexity, result)

@@ -21,6 +21,7 @@ from edgekit.progress import Progress
 from edgekit.recipe import DataSection, Recipe, load_recipe
 from edgekit.sources import demo_model
 
+MODEL = "SmolLM2-135M-Instruct"
 TEACHER = "teacher"
 QUESTION = "What is the capital of France?"
 SAMPLES = DataSection(tokens=12_288, held_out_tokens=2048, sequence_length=128, seed=7)
@@ -78,7 +79,7 @@ def _make_teacher(
 
     require_memory(NEEDED_BYTES, "the demo", force)
     require_disk(out, 4_000_000_000, "the demo")
-    notify("fetch SmolLM2-135M-Instruct")
+    notify(f"fetch {MODEL}")
     dense, source = demo_model(progress)
     notify("make a stand-in for a cloud MoE from it")
     samples = out / f".samples-{digest[:12]}"
@@ -86,6 +87,7 @@ def _make_teacher(
         with atomic_directory(samples, replace=True) as temporary:
             make_sequences(dense, SAMPLES, temporary, progress)
     with atomic_directory(out / TEACHER, replace=True) as temporary:
-        make_standin(dense, read_sequences(samples / FILE_NAME), temporary, progress)
+        sequences = read_sequences(samples / FILE_NAME)
+        make_standin(dense, sequences, temporary, progress, name=MODEL)
         write_json(temporary / "made.json", {"digest": digest, "source": source})
     return source
