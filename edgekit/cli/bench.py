@@ -46,7 +46,7 @@ def command(
         return
     base = results[0][2].tokens_per_second
     rows = [
-        (f"{p.name} {t}", f"{s.tokens_per_second:.1f}", f"{s.tokens_per_second / base:.2f}",
+        (f"{p} {t}", f"{s.tokens_per_second:.1f}", f"{s.tokens_per_second / base:.2f}",
          f"{s.time_to_first_token_ms:.0f}", size(s.peak_memory_bytes))
         for p, t, s in results
     ]  # fmt: skip
