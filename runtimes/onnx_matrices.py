@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from edgekit.architecture import EMBEDDING, Architecture, TensorSpec
 from edgekit.runtimes.onnx_nodes import MICROSOFT, GraphBuilder, TensorProto, block_size
 from edgekit.scheme import Packing, Scheme
+from edgekit.tensorfile import TensorInfo
 
 
 class Matrices:
@@ -42,25 +43,14 @@ class Matrices:
     def matmul(self, x: str, spec: TensorSpec, out: str, bias: str = "") -> str:
         """x W^T (+ bias) of a matrix [N, K]."""
         packing = self.scheme.packing(spec)
-        rows, columns = spec.shape
         if packing is None:
             turned = self.b.node(
                 "Transpose", [self.b.floats(spec.name)], out + ".transposed", perm=[1, 0]
             )
             plain = self.b.node("MatMul", [x, turned], out + ".product" if bias else out)
             return self.b.node("Add", [plain, bias], out) if bias else plain
-        block = block_size(columns, packing.group_size)
-        codes = self.b.stored(
-            spec.name + ".blocks", self.b.info(spec.name + "_packed"), TensorProto.UINT8,
-            (rows, columns // block, block * packing.bits // 8),
-        )  # fmt: skip
-        inputs = [x, codes, self.scales(spec.name, spec.shape, packing, block)]
-        if bias:
-            inputs += ["", "", bias]
-        return self.b.node(
-            "MatMulNBits", inputs, out, MICROSOFT, K=columns, N=rows,
-            bits=packing.bits, block_size=block, accuracy_level=self.accuracy,
-        )  # fmt: skip
+        codes = self.b.info(spec.name + "_packed")
+        return self._product(x, codes, spec.name, spec.shape, packing, out, bias)
 
     def joined(self, x: str, modules: Sequence[str], out: str) -> str:
         """x W^T (+ bias) of several modules in one product, [..., sum of their N].
@@ -70,18 +60,30 @@ class Matrices:
         specs = [self.specs[m + ".weight"] for m in modules]
         packing = self.scheme.packing(specs[0])
         assert packing is not None
-        rows, columns = sum(s.shape[0] for s in specs), specs[0].shape[1]
-        block = block_size(columns, packing.group_size)
-        first = specs[0].name
-        codes = self.b.stored(
-            first + ".joined", self.b.adjacent([s.name + "_packed" for s in specs]),
-            TensorProto.UINT8, (rows, columns // block, block * packing.bits // 8),
-        )  # fmt: skip
+        rows = sum(s.shape[0] for s in specs)
+        codes = self.b.adjacent([s.name + "_packed" for s in specs])
         self.b.adjacent([s.name + "_scale" for s in specs])
-        inputs = [x, codes, self.scales(first, (rows, columns), packing, block)]
+        bias = ""
         if modules[0] + ".bias" in self.specs:
             biases = [self.b.floats(m + ".bias") for m in modules]
-            inputs += ["", "", self.b.node("Concat", biases, out + ".bias", axis=0)]
+            bias = self.b.node("Concat", biases, out + ".bias", axis=0)
+        shape = (rows, specs[0].shape[1])
+        return self._product(x, codes, specs[0].name, shape, packing, out, bias)
+
+    def _product(
+        self, x: str, codes: TensorInfo, name: str, shape: tuple[int, ...], packing: Packing,
+        out: str, bias: str,
+    ) -> str:  # fmt: skip
+        """x W^T (+ bias) of packed rows [N, K] that begin at ``codes`` and at ``name``'s scales."""
+        rows, columns = shape
+        block = block_size(columns, packing.group_size)
+        blocks = self.b.stored(
+            name + ".blocks", codes, TensorProto.UINT8,
+            (rows, columns // block, block * packing.bits // 8),
+        )  # fmt: skip
+        inputs = [x, blocks, self.scales(name, shape, packing, block)]
+        if bias:
+            inputs += ["", "", bias]
         return self.b.node(
             "MatMulNBits", inputs, out, MICROSOFT, K=columns, N=rows,
             bits=packing.bits, block_size=block, accuracy_level=self.accuracy,

@@ -7,16 +7,15 @@ the tensors in place, which the runtime folds once while it loads: nothing is st
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.errors import EdgekitError, missing_extra
-from edgekit.tensorfile import TensorInfo, read_header
+from edgekit.errors import missing_extra
+from edgekit.runtimes.stored import StoredTensors
+from edgekit.tensorfile import TensorInfo
 
 try:
     import onnx
@@ -32,13 +31,12 @@ ONNX_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16}
 ITEM_BYTES = {TensorProto.UINT8: 1, TensorProto.FLOAT16: 2, TensorProto.FLOAT: 4}
 
 
-class GraphBuilder:
+class GraphBuilder(StoredTensors):
     """Collects nodes and initializers; names of tensors are Python strings."""
 
     def __init__(self, weights: Path, location: str) -> None:
-        self.path = weights
+        super().__init__(weights)
         self.location = location  # of the weights file, relative to the graph
-        self.tensors, _ = read_header(weights)
         self.nodes: list[onnx.NodeProto] = []
         self._made: set[str] = set()
         self.initializers: dict[str, onnx.TensorProto] = {}
@@ -72,23 +70,6 @@ class GraphBuilder:
     def ints(self, *values: int) -> str:
         """An int64 vector."""
         return self.value("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
-
-    def info(self, name: str) -> TensorInfo:
-        """A tensor of the weights file."""
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise EdgekitError(f"{self.path}: tensor {name!r} is missing; quantize again") from None
-
-    def adjacent(self, names: Sequence[str]) -> TensorInfo:
-        """The first of tensors that lie side by side in the file."""
-        infos = [self.info(name) for name in names]
-        for before, after in itertools.pairwise(infos):
-            if after.offset != before.offset + before.nbytes:
-                raise EdgekitError(
-                    f"{self.path}: {after.name} does not follow {before.name}; quantize again"
-                )
-        return infos[0]
 
     def stored(self, name: str, info: TensorInfo, kind: int, shape: tuple[int, ...]) -> str:
         """An initializer over the bytes of ``info``, read in place."""

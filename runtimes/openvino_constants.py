@@ -7,7 +7,6 @@ ones (rotary frequencies, shapes, epsilons) are collected and laid out in the fi
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 from openvino.op import Constant
 
 from edgekit.errors import EdgekitError
+from edgekit.runtimes.stored import StoredTensors
 from edgekit.scheme import CONSTANTS
-from edgekit.tensorfile import TensorInfo, read_header
+from edgekit.tensorfile import TensorInfo
 
 ALIGNMENT = 64
 OV_TYPES = {"F16": ov.Type.f16, "F32": ov.Type.f32}
@@ -27,35 +27,21 @@ PACKED_TYPES = {4: ov.Type.u4, 8: ov.Type.u8}
 Node = Any  # openvino.Node
 
 
-class ConstantPool:
+class ConstantPool(StoredTensors):
     """Makes the constants of one graph and remembers where each lies in the weights file."""
 
     def __init__(self, weights: Path) -> None:
-        self.path = weights
-        self.tensors, _ = read_header(weights)
+        super().__init__(weights)
         self._bytes = np.memmap(weights, np.uint8, mode="c")  # OpenVINO wants a writable view
         self._small: dict[bytes, str] = {}
         self._alive: list[Any] = []  # a tensor over freed memory is a crash
         self.offsets: dict[str, int] = {}  # constant's friendly name -> absolute offset
         self.small: list[tuple[str, bytes]] = []
 
-    def info(self, name: str) -> TensorInfo:
-        """A tensor of the weights file."""
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise EdgekitError(f"{self.path}: tensor {name!r} is missing; quantize again") from None
-
-    def adjacent(self, names: Sequence[str]) -> TensorInfo:
+    def stacked(self, names: Sequence[str]) -> TensorInfo:
         """Tensors of one shape that lie side by side, as one of shape [n, ...]."""
-        infos = [self.info(name) for name in names]
-        for before, after in itertools.pairwise(infos):
-            if after.offset != before.offset + before.nbytes or after.shape != before.shape:
-                raise EdgekitError(
-                    f"{self.path}: {after.name} does not follow {before.name}; quantize again"
-                )
-        first = infos[0]
-        return TensorInfo(first.name, first.dtype, (len(infos), *first.shape), first.offset)
+        first = self.adjacent(names)
+        return TensorInfo(first.name, first.dtype, (len(names), *first.shape), first.offset)
 
     def stored(self, info: TensorInfo, kind: Any, shape: Sequence[int]) -> Node:
         """A constant of OpenVINO type ``kind`` over the bytes of ``info``, read in place."""

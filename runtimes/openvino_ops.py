@@ -59,10 +59,10 @@ class Blocks:
         shape = (len(names), *spec.shape)
         packing = self.scheme.packing(spec)
         if packing is None:
-            info = self.pool.adjacent(names)
+            info = self.pool.stacked(names)
             return self._as_float32(self.pool.stored(info, ov.Type.f16, shape))
-        codes = self.pool.adjacent([n + "_packed" for n in names])
-        scale = self.pool.adjacent([n + "_scale" for n in names])
+        codes = self.pool.stacked([n + "_packed" for n in names])
+        scale = self.pool.stacked([n + "_scale" for n in names])
         return self._decompress(codes, scale, shape, packing)
 
     def _decompress(self, codes: Any, scale: Any, shape: tuple[int, ...], packing: Packing) -> Node:
