@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Mapping
@@ -10,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
+
+TENSORS = "tensors.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -39,10 +39,10 @@ def save_state(
     for name, parameter in parameters.items():
         for moment in MOMENTS:
             tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
-    try:
-        save_file(tensors, new / "tensors.safetensors")
-    except SafetensorError as error:  # it hides the system's error number
-        raise OSError(errno.EIO, str(error), str(new)) from error
+    layout = [TensorInfo(name, "F32", tuple(t.shape)) for name, t in tensors.items()]
+    with TensorFileWriter(new / TENSORS, layout) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor.numpy())
     values = {"step": state.step, "losses": state.losses, "kl_before": state.kl_before}
     (new / "state.json").write_text(json.dumps(values))
     old = directory.with_name(directory.name + ".old")
@@ -66,12 +66,11 @@ def restore_state(
         if not directory.is_dir():
             return None
     values = json.loads((directory / "state.json").read_text())
-    tensors = load_file(directory / "tensors.safetensors")
-    with torch.no_grad():
+    with torch.no_grad(), TensorFile(directory / TENSORS) as file:
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"weight/{name}"])
+            parameter.copy_(torch.from_numpy(file.float32(f"weight/{name}").copy()))
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(values["step"])),
-                **{moment: tensors[f"{moment}/{name}"].clone() for moment in MOMENTS},
+                **{m: torch.from_numpy(file.float32(f"{m}/{name}").copy()) for m in MOMENTS},
             }
     return TrainingState(values["step"], values["losses"], values["kl_before"])
