@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from importlib import metadata, resources
@@ -17,16 +18,16 @@ from edgekit.progress import Progress
 
 # Modules that every step builds on; a change in one of them runs everything again.
 CORE = ("architecture", "checkpoint", "layout", "tensorfile", "scheme", "sequences", "rope", "text")
+# What else a step runs: sub-packages, or the modules that measure; and the tools of each, another
+# version of which runs its steps again.
+PACKAGES = ("distill", "quantize", "runtimes")
 MEASURING = ("evaluate", "bootstrap", "manifest")
-# Tools that a package's steps compute with; another version of one runs them again.
-PACKAGE_TOOLS = {
+TOOLS: dict[str, tuple[str, ...]] = {
     "distill": ("torch", "transformers", "numpy", "tokenizers"),
     "quantize": ("numpy",),
     "runtimes": ("openvino", "openvino-genai", "onnxruntime", "onnxruntime-genai"),
-    "": ("numpy",),
+    "measure": ("numpy",),
 }
-TOOLS = ("edgekit", "torch", "transformers", "openvino", "openvino-genai", "onnxruntime",
-         "onnxruntime-genai", "numpy", "tokenizers")  # fmt: skip
 
 
 def json_digest(value: Any) -> str:
@@ -34,25 +35,20 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def code_digest(packages: Sequence[str]) -> str:
-    """sha256 of the sources that a step runs, and of the versions of its tools.
-
-    The core modules always count, then all modules of ``edgekit.<package>`` for each of
-    ``packages``; the empty name stands for the modules that measure.
-    """
+def code_digest(parts: Sequence[str]) -> str:
+    """sha256 of the core modules, of ``parts`` (keys of ``TOOLS``), and their tools' versions."""
     digest = hashlib.sha256()
+    versions = tool_versions()
     core = resources.files("edgekit")
-    names = [*CORE, *(MEASURING if "" in packages else ())]
-    files = [core / f"{name}.py" for name in names]
-    for package in filter(None, packages):
-        folder = resources.files(f"edgekit.{package}")
-        files += sorted((f for f in folder.iterdir() if f.name.endswith(".py")), key=str)
+    files = [core / f"{name}.py" for name in (*CORE, *(MEASURING if "measure" in parts else ()))]
+    for part in parts:
+        if part in PACKAGES:
+            folder = resources.files(f"edgekit.{part}")
+            files += sorted((f for f in folder.iterdir() if f.name.endswith(".py")), key=str)
+        for tool in TOOLS[part]:
+            digest.update(f"{tool} {versions.get(tool, '-')}\0".encode())
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    versions = tool_versions()
-    for package in packages:
-        for tool in PACKAGE_TOOLS[package]:
-            digest.update(f"{tool} {versions.get(tool, '-')}\0".encode())
     return digest.hexdigest()
 
 
@@ -93,7 +89,7 @@ def _remembered(memory: Path) -> dict[str, Any]:
 def tool_versions() -> dict[str, str]:
     """Versions of the tools that a result depends on, where installed."""
     versions = {}
-    for name in TOOLS:
+    for name in ("edgekit", *dict.fromkeys(itertools.chain(*TOOLS.values()))):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

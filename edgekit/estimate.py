@@ -9,7 +9,7 @@ from pathlib import Path
 from edgekit.architecture import Architecture, describe
 from edgekit.checkpoint import read_config
 from edgekit.memory import require_disk, require_memory
-from edgekit.plan import BASE_MEMORY, FLOAT32_BYTES, weights_bytes
+from edgekit.plan import BASE_MEMORY, FLOAT32_BYTES, kept_parameters, weights_bytes
 from edgekit.preflight import architecture_of
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
@@ -17,9 +17,8 @@ from edgekit.scheme import Scheme
 from edgekit.steps import plan_steps
 
 TRAINED_BYTES = 16  # weight, gradient and AdamW's two moments
-LOGIT_BYTES = (
-    12 * 512
-)  # logits, their gradient and softmax of one forward pass, per vocabulary entry
+# of one forward pass, per vocabulary entry: logits, their gradient and softmax at 512 positions
+LOGIT_BYTES = 12 * 512
 ROLE_PARTS = {"router": "router", "norm": "norms", "bias": "attention", "expert": "experts",
               "embedding": "embedding", "head": "embedding"}  # fmt: skip
 TOKENS_TIMES_PARAMETERS_PER_SECOND = 6e10  # multiply-adds of a 2-core CPU in float32, measured
@@ -40,10 +39,7 @@ def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
     teacher = architecture_of(recipe.teacher.model, progress)
     student = architecture_of(recipe.student.model, progress) if recipe.student else teacher
     keep = recipe.shrink.keep if recipe.shrink else 1.0
-    parameters = student.parameters()
-    if student.moe:
-        experts = sum(s.parameters for s in student.tensors() if s.role == "expert")
-        parameters -= int(experts * (1 - keep))
+    parameters = kept_parameters(student, keep)
     scheme = Scheme.parse(recipe.quantize.scheme)
     packed = weights_bytes(student, scheme, keep)
     tokens = recipe.data.tokens + recipe.data.held_out_tokens
@@ -58,7 +54,7 @@ def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
         "shrink": (tokens * active * 2.5, load, parameters * 2),
         "capture": (tokens * active, load, cache),
         "distill": (seen * student.active_parameters() * 3,
-                    training_bytes(student, keep, distill.trainable if distill else ()),
+                    model_bytes(student, keep, distill.trainable if distill else ()),
                     parameters * 2),
         "quantize": (parameters * 400, BASE_MEMORY, packed),
         "compile": (parameters, BASE_MEMORY, packed),
@@ -93,10 +89,10 @@ def require_resources(estimates: Sequence[StepEstimate], out: Path, force: bool)
         require_disk(out, sum(e.disk_bytes for e in estimates), "the build")
 
 
-def training_bytes(
+def model_bytes(
     architecture: Architecture, keep: float = 1.0, trainable: Sequence[str] = ()
 ) -> int:
-    """Memory for training the parts ``trainable`` with a fraction of the experts kept."""
+    """Memory to run a model with a fraction of the experts kept, and to train ``trainable``."""
     total = BASE_MEMORY + LOGIT_BYTES * architecture.vocab_size
     for spec in architecture.tensors():
         feed_forward = "mlp" if spec.projection in ("gate", "up", "down") else "attention"
@@ -115,4 +111,4 @@ def require_model(directory: Path, force: bool, trainable: Sequence[str] = ()) -
     """
     architecture = describe(read_config(directory), str(directory / "config.json"))
     what = f"{directory}: {'training' if trainable else 'running'} the model in float32"
-    require_memory(training_bytes(architecture, trainable=trainable), what, force)
+    require_memory(model_bytes(architecture, trainable=trainable), what, force)

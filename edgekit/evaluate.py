@@ -119,9 +119,9 @@ def _score(
         engines: dict[str, Engine] = {}
         for target in targets:
             try:
-                engine = load_engine(variant, target)
+                engine = stack.enter_context(closing(load_engine(variant, target)))
                 engine.logits(sequences[0].tokens[:1].tolist())  # compiles; a driver may refuse now
-                engines[target] = stack.enter_context(closing(engine))
+                engines[target] = engine
             except MissingRuntimeError as error:
                 skipped[target] = str(error)
         if not engines:

@@ -138,10 +138,13 @@ def _build_disk(architecture: Architecture, weights: int, keep: float) -> int:
     """Quantized, compiled and packed; below all experts the pruned and the healed student too."""
     if keep == 1:
         return 3 * weights
-    kept = sum(
-        int(s.parameters * (keep if s.role == "expert" else 1)) for s in architecture.tensors()
-    )
-    return 3 * weights + 2 * kept * BFLOAT16_BYTES
+    return 3 * weights + 2 * kept_parameters(architecture, keep) * BFLOAT16_BYTES
+
+
+def kept_parameters(architecture: Architecture, keep: float) -> int:
+    """Parameters with a fraction of the experts kept."""
+    experts = sum(s.parameters for s in architecture.tensors() if s.role == "expert")
+    return architecture.parameters() - int(experts * (1 - keep))
 
 
 def _evidence(bits: int, keep: float) -> tuple[str, str]:

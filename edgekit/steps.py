@@ -33,10 +33,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Step:
-    """One step; ``params`` is JSON and enters the digest, ``packages`` name the code it runs."""
+    """One step; ``params`` is JSON and enters the digest, as does the code that ``parts`` name
+    (:func:`edgekit.digests.code_digest`)."""
 
     name: str
-    packages: tuple[str, ...]
+    parts: tuple[str, ...]
     inputs: tuple[str, ...]
     params: dict[str, Any]
     run: Callable[[Context], Any]
@@ -65,7 +66,7 @@ def step_digest(step: Step, digests: Mapping[str, str]) -> str:
             "step": step.name,
             "params": step.params,
             "inputs": {name: digests[name] for name in step.inputs},
-            "code": code_digest(step.packages),
+            "code": code_digest(step.parts),
         }
     )
 
@@ -122,11 +123,11 @@ def _distill(recipe: Recipe, student: str) -> Step:
         )  # fmt: skip
 
     params = _json(section)
-    packages: tuple[str, ...] = ("distill",)
+    parts: tuple[str, ...] = ("distill",)
     if section.quantization_aware:
         params["quantize"] = _json(recipe.quantize)
-        packages = ("distill", "quantize")
-    return Step("distill", packages, (student, "capture"), params, run)
+        parts = ("distill", "quantize")
+    return Step("distill", parts, (student, "capture"), params, run)
 
 
 def _quantize(recipe: Recipe, student: str) -> Step:
@@ -168,9 +169,8 @@ def _evaluate(recipe: Recipe) -> Step:
             read_sequences(c.inputs["data"] / FILE_NAME), targets, c.out, c.progress,
         )  # fmt: skip
 
-    return Step(
-        "evaluate", ("", "runtimes"), ("teacher", "data", "compile"), {"targets": targets}, run
-    )
+    parts = ("distill", "runtimes", "measure")  # the teacher runs in distill
+    return Step("evaluate", parts, ("teacher", "data", "compile"), {"targets": targets}, run)
 
 
 def report_json(report: Any) -> Any:

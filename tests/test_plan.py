@@ -9,7 +9,7 @@ from edgekit.checkpoint import Checkpoint, read_config
 from edgekit.cli.common import parse_bytes
 from edgekit.cli.main import main
 from edgekit.errors import BadInputError, OutOfResourcesError
-from edgekit.estimate import LOGIT_BYTES, require_model, time_class, training_bytes
+from edgekit.estimate import LOGIT_BYTES, model_bytes, require_model, time_class
 from edgekit.plan import BASE_MEMORY, make_plan, weights_bytes
 from edgekit.rules import RULES, TARGETS, check
 from edgekit.scheme import CONSTANTS_BYTES, Scheme
@@ -126,12 +126,12 @@ def test_training_memory_counts_what_is_trained(tiny_mixtral):
         architecture = checkpoint.architecture
     base = BASE_MEMORY + LOGIT_BYTES * architecture.vocab_size
     whole = architecture.parameters()
-    assert training_bytes(architecture) == base + 4 * whole
-    assert training_bytes(architecture, 1.0, ("all",)) == base + 16 * whole
+    assert model_bytes(architecture) == base + 4 * whole
+    assert model_bytes(architecture, 1.0, ("all",)) == base + 16 * whole
     routers = sum(s.parameters for s in architecture.tensors() if s.role == "router")
-    assert training_bytes(architecture, 1.0, ("router",)) == base + 4 * whole + 12 * routers
+    assert model_bytes(architecture, 1.0, ("router",)) == base + 4 * whole + 12 * routers
     experts = sum(s.parameters for s in architecture.tensors() if s.role == "expert")
-    assert training_bytes(architecture, 0.5) == base + 4 * whole - 2 * experts
+    assert model_bytes(architecture, 0.5) == base + 4 * whole - 2 * experts
 
 
 def test_too_little_memory_is_refused_before_work_unless_forced(
