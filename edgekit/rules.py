@@ -101,8 +101,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "npu-head", NPU, lambda a, s: s.bits == 4,
-        "embedding and head are stored in 8 bits, and a tied head is compiled by itself",
-        "nothing to do; allow for the head's size twice",
+        "embedding and head are stored in 8 bits, and a tied head is not shared between graphs",
+        "nothing to do, edgekit asks for it",
         "OpenVINO GenAI 2026.4 refuses a tied 8-bit head unless NPUW_LLM_SHARED_HEAD is NO",
         blocks=False,
     ),
@@ -114,10 +114,10 @@ RULES: tuple[Rule, ...] = (
         "OpenVINO GenAI NPU guide",
     ),
     Rule(
-        "npu-static", NPU, lambda a, s: a.context_length > 8192,
-        "prompt and answer lengths are fixed when the NPU graph is compiled (1,024 + 128 tokens "
-        "unless asked otherwise), whatever the model's context",
-        "plan for prompts of at most 8,192 tokens, or route long ones to the GPU or CPU",
+        "npu-static", NPU, lambda a, s: a.context_length > 1024,
+        "prompt and answer lengths are fixed when the NPU graph is compiled, here to 1,024 tokens "
+        "together, whatever the model's context",
+        "route longer conversations to the GPU or CPU",
         "OpenVINO GenAI NPU guide: MAX_PROMPT_LEN, MIN_RESPONSE_LEN",
         blocks=False,
     ),

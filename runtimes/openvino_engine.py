@@ -67,7 +67,7 @@ class OpenVINOEngine:
         self.device = device
         self.tokenizer = ChatTokenizer(directory)
         context = describe(read_config(directory)).context_length
-        self.context_length = min(context, NPU_PROMPT + NPU_ANSWER) if device == "NPU" else context
+        self.context_length = min(context, NPU_PROMPT) if device == "NPU" else context
         self._properties: dict[str, str | int] = (
             dict(EXACT) if exact else _properties(directory, device)
         )
