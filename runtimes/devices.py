@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from edgekit.errors import MissingRuntimeError
+from edgekit.manifest import MANIFEST, read_manifest
+from edgekit.pack import open_pack
+from edgekit.progress import Progress
 from edgekit.rules import TARGETS
 
 PREFERENCE = ("openvino-gpu", "onnx-dml", "openvino-cpu", "onnx-cpu", "openvino-npu")
@@ -59,6 +64,28 @@ def choose(targets: Sequence[str]) -> tuple[str, list[str]]:
             chosen = target
             reasons.append(f"{target}: chosen ({devices[target].detail})")
     return chosen, reasons
+
+
+def locate(
+    pack: Path, target: str, progress: Progress, allow_damaged: bool = False
+) -> tuple[Path, str]:
+    """The variant directory of a pack, or a bare variant, and the target that runs it.
+
+    Raises:
+        BadInputError: neither, damaged, or not made for ``target``.
+        MissingRuntimeError: no target was asked for and none of the pack's is here.
+    """
+    if (pack / "config.json").is_file() and not (pack / MANIFEST).is_file():
+        return pack, target or "openvino-cpu"
+    if not target:
+        manifest = read_manifest(pack)
+        target, reasons = choose([t.target for v in manifest.variants for t in v.targets])
+        if not target:
+            raise MissingRuntimeError(
+                f"{pack}: none of its targets is on this machine ({'; '.join(reasons)}); see "
+                "`edgekit devices`"
+            )
+    return open_pack(pack, target, progress, allow_damaged), target
 
 
 def _openvino_devices() -> dict[str, str]:

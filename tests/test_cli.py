@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from edgekit.cli.main import VERBS, main
+from edgekit.progress import Silent
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:
@@ -220,13 +221,13 @@ def test_output_survives_a_pipe_with_an_old_code_page(variant):
 def test_chat_without_a_device_takes_what_the_pack_was_made_for(tmp_path, monkeypatch):
     from types import SimpleNamespace as Fake
 
-    import edgekit.cli.chat as verb
+    import edgekit.runtimes.devices as module
     from edgekit.errors import MissingRuntimeError
 
     targets = [Fake(target="onnx-cpu")]
-    monkeypatch.setattr(verb, "read_manifest", lambda _: Fake(variants=[Fake(targets=targets)]))
-    monkeypatch.setattr(verb, "open_pack", lambda pack, device, *_: pack / device)
-    assert verb.locate(tmp_path, "") == (tmp_path / "onnx-cpu", "onnx-cpu")
+    monkeypatch.setattr(module, "read_manifest", lambda _: Fake(variants=[Fake(targets=targets)]))
+    monkeypatch.setattr(module, "open_pack", lambda pack, device, *_: pack / device)
+    assert module.locate(tmp_path, "", Silent()) == (tmp_path / "onnx-cpu", "onnx-cpu")
     targets[0] = Fake(target="openvino-npu")
     with pytest.raises(MissingRuntimeError, match="none of its targets is on this machine"):
-        verb.locate(tmp_path, "")
+        module.locate(tmp_path, "", Silent())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgekit.cli.common import Json, console, print_json, size, table
+from edgekit.cli.common import Json, console, notifier, print_json, size, table
 from edgekit.progress import default_progress
 from edgekit.recipe import load_recipe
 
@@ -36,7 +35,8 @@ def command(
     from edgekit.preflight import preflight
 
     resolved = load_recipe(recipe)
-    preflight(resolved, default_progress(), override_gate or ())
+    if dry_run:  # a build does it by itself
+        preflight(resolved, default_progress(), override_gate or ())
     estimates = estimate_build(resolved, default_progress())
     if dry_run:
         if json:
@@ -49,8 +49,7 @@ def command(
     from edgekit.pipeline import BuildOptions, build
 
     require_resources(estimates, out, force)
-    notify = (lambda _: None) if json else (lambda text: print(f"· {text}", file=sys.stderr))
-    options = BuildOptions(start_from, tuple(override_gate or ()), notify)
+    options = BuildOptions(start_from, tuple(override_gate or ()), notifier(json))
     result = build(resolved, out, default_progress(), options)
     if json:
         print_json(

@@ -9,11 +9,9 @@ from typing import Annotated
 import typer
 
 from edgekit.cli.common import Json, print_json
-from edgekit.errors import BadInputError, MissingRuntimeError
-from edgekit.manifest import MANIFEST, read_manifest
-from edgekit.pack import open_pack
+from edgekit.errors import BadInputError
 from edgekit.progress import default_progress
-from edgekit.runtimes.devices import choose
+from edgekit.runtimes.devices import locate
 from edgekit.runtimes.engine import Engine, Message, Sampling, Stats, load_engine
 
 app = typer.Typer(add_completion=False)
@@ -40,7 +38,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Talk to a pack; without a terminal, answer standard input."""
-    directory, device = locate(pack, device, allow_damaged)
+    directory, device = locate(pack, device, default_progress(), allow_damaged)
     sampling = Sampling(
         max_tokens, temperature, top_p, top_k, repetition_penalty, seed, tuple(stop or ())
     )
@@ -52,26 +50,6 @@ def command(
         answer_once(engine, question, sampling, system, json)
     else:
         converse(engine, sampling, system)
-
-
-def locate(pack: Path, device: str, allow_damaged: bool = False) -> tuple[Path, str]:
-    """The variant directory of a pack, or a bare variant, and the target that runs it.
-
-    Raises:
-        BadInputError: neither, damaged, or not made for ``device``.
-        MissingRuntimeError: no device was asked for and none of the pack's is here.
-    """
-    if (pack / "config.json").is_file() and not (pack / MANIFEST).is_file():
-        return pack, device or "openvino-cpu"
-    if not device:
-        manifest = read_manifest(pack)
-        device, reasons = choose([t.target for v in manifest.variants for t in v.targets])
-        if not device:
-            raise MissingRuntimeError(
-                f"{pack}: none of its targets is on this machine ({'; '.join(reasons)}); see "
-                "`edgekit devices`"
-            )
-    return open_pack(pack, device, default_progress(), allow_damaged), device
 
 
 def answer_once(

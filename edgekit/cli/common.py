@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,13 @@ Model = Annotated[
     str, typer.Argument(help="Directory, hf://owner/name, FILE.gguf or package:NAME.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Ignore the memory check.")]
+
+
+def notifier(json: bool = False) -> Callable[[str], None]:
+    """Says on standard error what begins now; silent for machines and away from a terminal."""
+    if json or not sys.stderr.isatty():
+        return lambda _: None
+    return lambda text: print(f"· {text}", file=sys.stderr, flush=True)
 
 
 def console() -> Console:
@@ -76,7 +84,7 @@ def count(value: float) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """ "16GB", "512 MB" or a plain number of bytes.
+    """Bytes of "16GB", "512 MB" or a plain number.
 
     Raises:
         BadInputError: anything else.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgekit.cli.chat import ask, converse
-from edgekit.cli.common import Force, Json, console, count, print_json, size, table
+from edgekit.cli.common import Force, Json, console, count, notifier, print_json, size, table
 from edgekit.demo import QUESTION, DemoResult, demo
 from edgekit.pack import variant_directory
 from edgekit.progress import default_progress
@@ -28,7 +28,7 @@ def command(
     json: Json = False,
 ) -> None:
     """The whole road on a small real model: a stand-in MoE, shrunk, healed, quantized, packed."""
-    result = demo(out, default_progress(), _notify(json), force)
+    result = demo(out, default_progress(), notifier(json), force)
     manifest = result.build.manifest
     variant = variant_directory(result.build.pack, manifest, "openvino-cpu")
     engine = load_engine(variant, "openvino-cpu")
@@ -43,12 +43,6 @@ def command(
     ask(engine, QUESTION, sampling, echo=True)
     if not no_chat and sys.stdin.isatty() and sys.stdout.isatty():
         converse(engine, Sampling())
-
-
-def _notify(json: bool) -> Any:
-    if json:
-        return lambda _: None
-    return lambda text: print(f"· {text}", file=sys.stderr, flush=True)
 
 
 def summary(result: DemoResult) -> dict[str, Any]:

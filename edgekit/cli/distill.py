@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -41,14 +43,9 @@ def capture(
     progress = default_progress()
     teacher = resolve_model(model, progress)
     require_model(teacher, force)
-    with atomic_directory(out) as directory:
-        samples = directory / ".samples"
-        samples.mkdir()
-        make_sequences(teacher, section, samples, progress)
-        report = capture_logits(teacher, samples, top_k, directory, progress)
-        for file in samples.iterdir():
-            file.unlink()
-        samples.rmdir()
+    with atomic_directory(out) as directory, tempfile.TemporaryDirectory() as samples:
+        make_sequences(teacher, section, Path(samples), progress)
+        report = capture_logits(teacher, Path(samples), top_k, directory, progress)
     if json:
         print_json(report)
     else:
@@ -88,8 +85,6 @@ def train(
     scratch = out.with_name(f".{out.name}.state-{key[:12]}")
     with atomic_directory(out) as directory:
         report = train_student(model, cache, section, directory, progress, scratch)
-    import shutil
-
     shutil.rmtree(scratch, ignore_errors=True)
     if json:
         print_json(report)

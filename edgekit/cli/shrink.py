@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,14 +43,9 @@ def command(
     progress = default_progress()
     teacher = resolve_model(model, progress)
     require_model(teacher, force)
-    with atomic_directory(out) as directory:
-        samples = directory / ".samples"
-        samples.mkdir()
-        make_sequences(teacher, sampling, samples, progress)
-        report = shrink(teacher, samples, section, directory, progress)
-        for file in samples.iterdir():
-            file.unlink()
-        samples.rmdir()
+    with atomic_directory(out) as directory, tempfile.TemporaryDirectory() as samples:
+        make_sequences(teacher, sampling, Path(samples), progress)
+        report = shrink(teacher, Path(samples), section, directory, progress)
     if json:
         print_json(report)
     else:
