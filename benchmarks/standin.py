@@ -4,7 +4,7 @@
 
 Prints perplexity on held-out text for the dense model and for stand-ins of several constructions,
 and what dropping a quarter of the experts of each costs by criterion and by chance: perplexity, and
-KL to the whole mixture. About fifteen minutes on two cores.
+KL to the whole mixture. About twenty minutes on two cores.
 
 Constructions: a common expert and specialists (what the demo uses) of two widths, and
 branch-train-mix (arXiv 2403.07816): copies of the feed-forward layers trained for half a minute

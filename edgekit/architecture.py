@@ -146,7 +146,7 @@ class Architecture:
         return self.moe is not None and self.moe.sparse_layers[layer]
 
     def layer_prefix(self, layer: int) -> str:
-        """ "model.layers.3."."""
+        """Such as ``model.layers.3.``."""
         return f"model.layers.{layer}."
 
     def attention(self, layer: int, projection: str) -> str:

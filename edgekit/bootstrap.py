@@ -23,7 +23,7 @@ class Interval(BaseModel):
     high: float | None = None
 
     def text(self, digits: int) -> str:
-        """ "0.123 (0.101 to 0.145)", or the value alone."""
+        """Such as "0.123 (0.101 to 0.145)", or the value alone."""
         value = f"{self.value:.{digits}f}"
         if self.low is None or self.high is None:
             return value

@@ -202,7 +202,11 @@ def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What was raised: the words of a template error, the kind as well of anything else."""
+    words = " ".join(str(error).split())
+    if isinstance(error, jinja2.TemplateError) and words:
+        return words
+    return f"{type(error).__name__}: {words}".removesuffix(": ")
 
 
 class _Generation(Extension):

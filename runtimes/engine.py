@@ -95,7 +95,7 @@ class Engine(Protocol):
 
     @property
     def runtime(self) -> str:
-        """ "openvino" or "onnx"."""
+        """Either "openvino" or "onnx"."""
 
     @property
     def device(self) -> str:
