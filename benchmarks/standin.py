@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgekit.architecture import TensorSpec, describe
+from edgekit.architecture import TensorSpec
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
+from edgekit.describe import describe
 from edgekit.distill.calibration import make_sequences
 from edgekit.distill.loading import Model, load_model
 from edgekit.distill.shrink import choose, write_with_experts
@@ -66,7 +67,7 @@ def branch_train_mix(dense: Path, sequences: Sequence[TokenSequence], out: Path)
                 rows = torch.stack([means[b][spec.layer] for b in range(len(BRANCHES))])
                 return torch.nn.functional.normalize(rows - rows.mean(0), dim=-1).numpy()
             if spec.role == "expert":
-                name = checkpoint.architecture.feed_forward(spec.layer, spec.projection)
+                name = f"model.layers.{spec.layer}.mlp.{spec.projection}_proj"
                 return branches[spec.expert][name + ".weight"].float().numpy()
             return checkpoint.float32(spec.name)
 

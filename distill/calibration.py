@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekit.architecture import describe
 from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.distill.documents import read_documents, require_goal
 from edgekit.distill.loading import Model, load_model
 from edgekit.errors import BadInputError

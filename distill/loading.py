@@ -11,6 +11,7 @@ import torch
 
 from edgekit.architecture import Architecture
 from edgekit.checkpoint import Checkpoint
+from edgekit.family_table import FAMILIES
 
 Model = Any  # transformers.PreTrainedModel, which carries no types
 
@@ -21,8 +22,8 @@ def load_model(directory: Path) -> Model:
     Raises:
         BadInputError: the checkpoint is damaged or of an unknown family.
     """
-    with Checkpoint(directory):
-        pass
+    with Checkpoint(directory) as checkpoint:
+        eager = FAMILIES[checkpoint.architecture.model_type].eager
     with _quiet_transformers():
         from transformers import AutoModelForCausalLM
 
@@ -33,6 +34,7 @@ def load_model(directory: Path) -> Model:
             use_safetensors=True,
             trust_remote_code=False,
             experts_implementation="eager",
+            attn_implementation="eager" if eager else None,
         )
     model.eval()
     model.requires_grad_(False)

@@ -6,6 +6,7 @@ choice one would have made for a smaller student.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.architecture import Architecture, TensorSpec, describe
+from edgekit.architecture import Architecture, TensorSpec
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
+from edgekit.describe import describe
 from edgekit.distill.loading import load_model
 from edgekit.distill.statistics import ExpertStatistics, collect_statistics
 from edgekit.progress import Progress
@@ -100,11 +102,11 @@ def write_with_experts(
     smaller = describe(config)
 
     def tensor(spec: TensorSpec) -> NDArray[np.float32]:
-        if spec.role == "expert":
-            name = checkpoint.architecture.expert(
+        if spec.expert >= 0:
+            module = checkpoint.architecture.expert(
                 spec.layer, kept[spec.layer][spec.expert], spec.projection
             )
-            return checkpoint.float32(name + ".weight")
+            return checkpoint.float32(module + "." + spec.name.rpartition(".")[2])
         values = checkpoint.float32(spec.name)
         return values[kept[spec.layer]] if spec.role == "router" else values
 
@@ -117,10 +119,16 @@ def shrunk_config(
     config: Mapping[str, Any], architecture: Architecture, kept: Kept
 ) -> dict[str, Any]:
     """``config`` with the new number of experts under every key that states it."""
-    assert architecture.family.moe is not None
     count = len(next(iter(kept.values())))
-    keys = [k for k in architecture.family.moe.num_experts_keys if k in config]
-    return {**config, **dict.fromkeys(keys, count)}
+    result = copy.deepcopy(dict(config))
+    for key in architecture.expert_count_keys:
+        *path, leaf = key.split(".")
+        inner: Any = result
+        for step in path:
+            inner = inner.get(step, {})
+        if leaf in inner:
+            inner[leaf] = count
+    return result
 
 
 def _rounded(values: NDArray[np.float64]) -> list[list[float]]:

@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekit.architecture import Architecture, TensorSpec, describe
+from edgekit.architecture import Architecture, TensorSpec
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
+from edgekit.describe import describe
 from edgekit.distill.loading import Model, load_model
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
@@ -111,7 +112,7 @@ def make_standin(
 
 
 def _check(dense: Path, architecture: Architecture, options: StandInOptions) -> None:
-    if architecture.model_type != "llama" or architecture.attention_bias:
+    if architecture.model_type != "llama" or any(s.role == "bias" for s in architecture.specs):
         raise BadInputError(
             f"{dense}: a stand-in is made from a dense llama without biases, this is "
             f"{architecture.model_type}; choose another model"

@@ -1,97 +1,245 @@
-"""The architecture table: what a decoder language model is, as data.
+"""What a decoder language model is, resolved: layers, norms, attention, experts, tensors.
 
-``FAMILIES`` has one row per ``model_type``. :func:`describe` turns a ``config.json`` into an
-:class:`Architecture`, which shrink, quantize and both graph writers read; nothing else in edgekit
-knows how a family names its tensors. A new family of the same vocabulary is a new row.
-
-Every family here is a pre-norm decoder: RMSNorm, grouped-query attention with rotary positions,
-RMSNorm, SwiGLU feed-forward (dense, or a softmax-routed mixture of experts).
+:func:`edgekit.describe.describe` makes an :class:`Architecture` from a ``config.json`` and the
+table of families (:mod:`edgekit.family_table`). Shrink, quantize and both graph writers read it;
+nothing else in edgekit knows how a family names or stores its tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from edgekit.config_values import ConfigReader
-from edgekit.errors import BadInputError
-from edgekit.rope import inverse_frequencies
+from edgekit.stored_parts import Part
 
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-HEAD = "lm_head.weight"
-
-MAX_HEAD_DIM = 4096
-MAX_EXPERTS = 1 << 18  # in all layers; each is three tensors, described one by one
+SCORINGS = ("softmax", "softmax_top_k", "sigmoid", "sparsemixer", "sigmoid_input")
 
 
 @dataclass(frozen=True)
-class MoeNames:
-    """How a family names its experts and which config keys describe them."""
+class Norm:
+    """A normalization over the last axis.
 
-    block: str  # prefix inside a layer: "mlp" or "block_sparse_moe"
+    ``kind`` "rms" is RMSNorm (arXiv 1910.07467, eq. 4), "layer" LayerNorm (arXiv 1607.06450).
+    Without ``weight`` nothing is learned; ``unit_offset`` multiplies by ``1 + weight``.
+    """
+
+    module: str
+    size: int
+    eps: float
+    kind: str = "rms"
+    weight: bool = True
+    bias: bool = False
+    unit_offset: bool = False
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of the first ``2 * len(inv_freq)`` dimensions of a head.
+
+    ``interleaved`` rotates neighbours (2i, 2i+1) instead of halves; cos and sin are multiplied by
+    ``attention_factor``. Beyond ``original_length`` tokens the long frequencies apply (LongRoPE).
+    """
+
+    inv_freq: tuple[float, ...]
+    attention_factor: float = 1.0
+    interleaved: bool = False
+    long_inv_freq: tuple[float, ...] = ()
+    long_attention_factor: float = 1.0
+    original_length: int = 0
+
+    @property
+    def dimensions(self) -> int:
+        """Rotated dimensions of a head."""
+        return 2 * len(self.inv_freq)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries grow with their position: ``1 + beta * log(1 + floor((p + offset) / floor))``."""
+
+    beta: float
+    floor: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention; ``q``, ``k``, ``v``, ``o`` and ``gate`` name modules.
+
+    ``q_norm`` and ``k_norm`` apply per head (``norms_heads``) or to the whole width.
+    ``window`` is the number of positions a query sees, itself included (0: all); ``soft_cap`` c
+    replaces scores s by c tanh(s / c) (0: none); ``sinks`` names a logit per head that takes
+    probability and gives nothing; ``gate`` multiplies the output by a sigmoid; ``clip`` bounds
+    queries, keys and values.
+    """
+
+    q: str
+    k: str
+    v: str
+    o: str
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    scale: float
+    qkv_bias: bool = False
+    o_bias: bool = False
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    norms_heads: bool = False
+    norm_after_rope: bool = False
+    rope: Rope | None = None
+    window: int = 0
+    soft_cap: float = 0.0
+    sinks: str = ""
+    gate: str = ""
+    clip: float = 0.0
+    temperature: Temperature | None = None
+
+    @property
+    def cache_values(self) -> int:
+        """Values that the cache keeps of one token."""
+        return 2 * self.num_key_value_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+    Queries come from ``q`` or, compressed, from ``q_a``, ``q_a_norm``, ``q_b``. The cache holds the
+    normalized latent [kv_lora_rank] and the rotated shared key [rope_dim] of each token.
+    """
+
+    q: str
+    q_a: str
+    q_a_norm: Norm | None
+    q_b: str
+    kv_a: str
+    kv_a_norm: Norm
+    kv_b: str
+    o: str
+    num_heads: int
+    q_lora_rank: int
+    kv_lora_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    scale: float
+    rope: Rope
+    bias: bool = False
+
+    @property
+    def cache_values(self) -> int:
+        """Values that the cache keeps of one token: the graphs store the latent twice."""
+        return 2 * (self.kv_lora_rank + self.rope_dim)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """``down(act(gate x) * up x)``, or ``down(act(up x))`` without ``gate``."""
+
     gate: str
     up: str
     down: str
-    num_experts_keys: tuple[str, ...]
-    intermediate_key: str
-    norm_topk_prob: bool | None  # fixed by the family, or None: read from the config
+    size: int
+    activation: str
+    bias: bool = False
 
 
 @dataclass(frozen=True)
-class Family:
-    """One row of the table."""
+class Mixture:
+    """The sparse feed-forward of a layer.
 
-    model_type: str
-    hf_class: str
-    qk_norm: bool = False
-    qkv_bias: bool | None = False  # None: read ``attention_bias`` from the config
-    o_bias: bool = False  # only with attention_bias in the config
-    moe: MoeNames | None = None
-    dense_type: str = ""  # the family of a dense student with the same attention
+    ``scoring`` says how router logits become gates: "softmax" over all experts, then top-k;
+    "softmax_top_k" of the chosen logits; "sigmoid"; "sparsemixer" (arXiv 2409.12136, at inference);
+    "sigmoid_input" multiplies the experts' input instead of their output. ``correction`` names a
+    bias that counts for the choice only. Of ``num_groups`` groups the best ``top_groups`` stay,
+    rated by their best expert or by the sum of their best two. With ``normalize`` the chosen gates
+    are divided by their sum plus ``normalize_epsilon``, or by at least that (``normalize_clamp``).
+    """
+
+    router: str
+    expert_names: tuple[tuple[str, str], ...]  # projection -> template with {e}
+    num_experts: int
+    num_experts_per_tok: int
+    intermediate_size: int
+    activation: str
+    scoring: str = "softmax"
+    normalize: bool = False
+    normalize_epsilon: float = 0.0
+    normalize_clamp: bool = False
+    scaling: float = 1.0
+    router_bias: bool = False
+    correction: str = ""
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: str = "top2"
+    jitter: float = 0.0
+    expert_bias: bool = False
+    shared: FeedForward | None = None
+    shared_gate: str = ""
+    output_bias: str = ""
+
+    @property
+    def joined(self) -> bool:
+        """Whether an expert's gate and up are one matrix "gate_up" with alternating rows."""
+        return self.expert_names[0][0] == "gate_up"
+
+    @property
+    def norm_topk_prob(self) -> bool:
+        """``normalize`` under its name in ``config.json``."""
+        return self.normalize
+
+    def expert(self, expert: int, projection: str) -> str:
+        """Module name of one projection of one expert."""
+        return dict(self.expert_names)[projection].replace("{e}", str(expert))
 
 
-_QWEN_EXPERTS = MoeNames(
-    "mlp", "gate_proj", "up_proj", "down_proj",
-    ("num_experts", "num_local_experts"), "moe_intermediate_size", None,
-)  # fmt: skip
-_MIXTRAL_EXPERTS = MoeNames(
-    "block_sparse_moe", "w1", "w3", "w2",
-    ("num_local_experts", "num_experts"), "intermediate_size", True,
-)  # fmt: skip
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer: ``x += attention(norm x)``, ``x += feed_forward(norm x)``.
 
-FAMILIES: dict[str, Family] = {
-    row.model_type: row
-    for row in (
-        Family("llama", "LlamaForCausalLM", qkv_bias=None, o_bias=True),
-        Family("mistral", "MistralForCausalLM"),
-        Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True),
-        Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, qkv_bias=None, o_bias=True),
-        Family("mixtral", "MixtralForCausalLM", moe=_MIXTRAL_EXPERTS, dense_type="mistral"),
-        Family(
-            "qwen3_moe", "Qwen3MoeForCausalLM", qk_norm=True, qkv_bias=None, o_bias=True,
-            moe=_QWEN_EXPERTS, dense_type="qwen3",
-        ),
-    )
-}  # fmt: skip
+    A missing norm is the identity; post norms apply to what is added. ``parallel`` adds both to the
+    same x; its feed-forward then reads the attention's norm if it has none of its own.
+    """
+
+    index: int
+    attention: Attention | LatentAttention
+    dense: FeedForward | None
+    mixture: Mixture | None
+    attention_norm: Norm | None
+    attention_post_norm: Norm | None
+    feed_forward_norm: Norm | None
+    feed_forward_post_norm: Norm | None
+    parallel: bool = False
+    residual_scale: float = 1.0
+
+    def norms(self) -> Iterator[Norm]:
+        """The norms that a layer has around its two parts."""
+        for norm in (
+            self.attention_norm, self.attention_post_norm,
+            self.feed_forward_norm, self.feed_forward_post_norm,
+        ):  # fmt: skip
+            if norm is not None:
+                yield norm
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a checkpoint: its name, shape and what it is.
+    """One tensor of the weights file: its name, shape and what it is.
 
-    ``role`` is "embedding", "head", "linear" (dense matrix), "expert", "router", "norm" or
-    "bias". Matrices are ``[out_features, in_features]``.
+    ``role`` is "embedding", "head", "linear" (dense matrix), "expert", "router", "norm", "bias",
+    "latent" (a matrix that stays in floating point) or "vector". Matrices are
+    ``[out_features, in_features]``. ``source`` says where a checkpoint keeps it.
     """
 
     name: str
     shape: tuple[int, ...]
     role: str
+    source: Part
     layer: int = -1
     expert: int = -1
-    projection: str = ""  # "q", "k", "v", "o", "gate", "up" or "down"
+    projection: str = ""  # "q", "k", "v", "o", "gate", "up", "gate_up" or "down"
 
     @property
     def parameters(self) -> int:
@@ -103,264 +251,103 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Moe:
-    """The sparse feed-forward of an architecture.
+class Architecture:
+    """A model's shape, resolved from its ``config.json``.
 
-    The router is softmax over all experts, then top-k; with ``norm_topk_prob`` the chosen
-    probabilities are divided by their sum.
+    ``intermediate_size`` is that of the dense layers. ``embedding_scale`` multiplies embeddings,
+    ``logit_scale`` logits, which ``logit_soft_cap`` then bounds (0: none).
     """
 
-    num_experts: int
-    num_experts_per_tok: int
-    intermediate_size: int
-    norm_topk_prob: bool
-    sparse_layers: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model's shape, resolved from its ``config.json``."""
-
-    family: Family
+    model_type: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int  # of the dense feed-forward layers
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
+    intermediate_size: int
     tie_word_embeddings: bool
-    attention_bias: bool
     context_length: int  # positions the graphs may use
-    inv_freq: tuple[float, ...]  # rotary inverse frequencies, [head_dim / 2]
-    moe: Moe | None
+    layers: tuple[Layer, ...]
+    embedding: str
+    final_norm: Norm
+    head: str
+    head_bias: bool
+    embedding_scale: float
+    logit_scale: float
+    logit_soft_cap: float
+    expert_count_keys: tuple[str, ...]
+    ignored: tuple[str, ...]  # regular expressions of tensors that the language model does not use
+    specs: tuple[TensorSpec, ...]
 
     @property
-    def model_type(self) -> str:
-        """The Hugging Face ``model_type``."""
-        return self.family.model_type
+    def num_hidden_layers(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads of the first layer."""
+        return self.layers[0].attention.num_heads
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key and value heads of the first layer as cached; 1 for latent attention."""
+        first = self.layers[0].attention
+        return first.num_key_value_heads if isinstance(first, Attention) else 1
+
+    @property
+    def head_dim(self) -> int:
+        """Cached dimensions of a key head of the first layer."""
+        first = self.layers[0].attention
+        if isinstance(first, Attention):
+            return first.head_dim
+        return first.kv_lora_rank + first.rope_dim
+
+    @cached_property
+    def moe(self) -> Mixture | None:
+        """The mixture of the first sparse layer; all sparse layers have the same shape."""
+        return next((layer.mixture for layer in self.layers if layer.mixture), None)
 
     def is_sparse(self, layer: int) -> bool:
         """Whether ``layer`` has a mixture of experts."""
-        return self.moe is not None and self.moe.sparse_layers[layer]
-
-    def layer_prefix(self, layer: int) -> str:
-        """Such as ``model.layers.3.``."""
-        return f"model.layers.{layer}."
-
-    def attention(self, layer: int, projection: str) -> str:
-        """Module name of the "q", "k", "v" or "o" projection (without ``.weight``)."""
-        return f"{self.layer_prefix(layer)}self_attn.{projection}_proj"
-
-    def feed_forward(self, layer: int, projection: str) -> str:
-        """Module name of a dense feed-forward projection: "gate", "up" or "down"."""
-        return f"{self.layer_prefix(layer)}mlp.{projection}_proj"
+        return self.layers[layer].mixture is not None
 
     def router(self, layer: int) -> str:
         """Module name of the router of a sparse layer."""
-        return f"{self.layer_prefix(layer)}{self._names.block}.gate"
+        return self._mixture(layer).router
 
     def expert(self, layer: int, expert: int, projection: str) -> str:
         """Module name of one projection of one expert."""
-        leaf = {"gate": self._names.gate, "up": self._names.up, "down": self._names.down}
-        return f"{self.layer_prefix(layer)}{self._names.block}.experts.{expert}.{leaf[projection]}"
+        return self._mixture(layer).expert(expert, projection)
 
-    @property
-    def _names(self) -> MoeNames:
-        assert self.family.moe is not None
-        return self.family.moe
+    def _mixture(self, layer: int) -> Mixture:
+        mixture = self.layers[layer].mixture
+        assert mixture is not None
+        return mixture
 
     def tensors(self) -> tuple[TensorSpec, ...]:
-        """Every tensor of the unquantized checkpoint, in forward order.
+        """Every tensor of the unquantized weights, in forward order.
 
         The experts of a layer are ordered by projection, then by expert, so that a file written
         in this order holds each projection of all experts as one array ``[E, N, K]``.
         """
-        return self._tensors
+        return self.specs
 
     @cached_property
-    def _tensors(self) -> tuple[TensorSpec, ...]:
-        specs = [TensorSpec(EMBEDDING, (self.vocab_size, self.hidden_size), "embedding")]
-        for layer in range(self.num_hidden_layers):
-            specs += self._attention_specs(layer)
-            specs += self._moe_specs(layer) if self.is_sparse(layer) else self._dense_specs(layer)
-        specs.append(TensorSpec(FINAL_NORM, (self.hidden_size,), "norm"))
-        if not self.tie_word_embeddings:
-            specs.append(TensorSpec(HEAD, (self.vocab_size, self.hidden_size), "head"))
-        return tuple(specs)
-
-    def _attention_specs(self, layer: int) -> list[TensorSpec]:
-        prefix, hidden = self.layer_prefix(layer), self.hidden_size
-        queries = self.num_attention_heads * self.head_dim
-        keys = self.num_key_value_heads * self.head_dim
-        rows = {"q": queries, "k": keys, "v": keys}
-        specs = [TensorSpec(prefix + "input_layernorm.weight", (hidden,), "norm", layer)]
-        for name, out in rows.items():
-            module = self.attention(layer, name)
-            specs.append(
-                TensorSpec(module + ".weight", (out, hidden), "linear", layer, projection=name)
-            )
-            if self.attention_bias:
-                specs.append(TensorSpec(module + ".bias", (out,), "bias", layer))
-        module = self.attention(layer, "o")
-        specs.append(
-            TensorSpec(module + ".weight", (hidden, queries), "linear", layer, projection="o")
-        )
-        if self.attention_bias and self.family.o_bias:
-            specs.append(TensorSpec(module + ".bias", (hidden,), "bias", layer))
-        if self.family.qk_norm:
-            for name in ("q_norm", "k_norm"):
-                specs.append(
-                    TensorSpec(f"{prefix}self_attn.{name}.weight", (self.head_dim,), "norm", layer)
-                )
-        specs.append(
-            TensorSpec(prefix + "post_attention_layernorm.weight", (hidden,), "norm", layer)
-        )
-        return specs
-
-    def _dense_specs(self, layer: int) -> list[TensorSpec]:
-        wide, hidden = self.intermediate_size, self.hidden_size
-        shapes = {"gate": (wide, hidden), "up": (wide, hidden), "down": (hidden, wide)}
-        return [
-            TensorSpec(
-                self.feed_forward(layer, p) + ".weight", shape, "linear", layer, projection=p
-            )
-            for p, shape in shapes.items()
-        ]
-
-    def _moe_specs(self, layer: int) -> list[TensorSpec]:
-        assert self.moe is not None
-        wide, hidden = self.moe.intermediate_size, self.hidden_size
-        shapes = {"gate": (wide, hidden), "up": (wide, hidden), "down": (hidden, wide)}
-        router = TensorSpec(
-            self.router(layer) + ".weight", (self.moe.num_experts, hidden), "router", layer
-        )
-        return [router] + [
-            TensorSpec(self.expert(layer, e, p) + ".weight", shape, "expert", layer, e, p)
-            for p, shape in shapes.items()
-            for e in range(self.moe.num_experts)
-        ]
+    def by_name(self) -> dict[str, TensorSpec]:
+        """The tensors by name."""
+        return {spec.name: spec for spec in self.specs}
 
     def parameters(self) -> int:
         """Parameters in total."""
-        return sum(spec.parameters for spec in self.tensors())
+        return sum(spec.parameters for spec in self.specs)
 
     def active_parameters(self) -> int:
         """Parameters that one token uses (the embedding is a lookup, the tied head is used)."""
-        total = 0
-        for spec in self.tensors():
-            if spec.role == "expert":
-                assert self.moe is not None
-                if spec.expert >= self.moe.num_experts_per_tok:
-                    continue
-            if spec.role == "embedding" and not self.tie_word_embeddings:
-                continue
-            total += spec.parameters
-        return total
+        top_k = self.moe.num_experts_per_tok if self.moe else 0
+        return sum(
+            spec.parameters
+            for spec in self.specs
+            if spec.expert < top_k and (spec.role != "embedding" or self.tie_word_embeddings)
+        )
 
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Key and value cache of one token over all layers."""
-        return (
-            2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_value
-        )
-
-
-def describe(config: Mapping[str, Any], source: str = "config.json") -> Architecture:
-    """Resolve a ``config.json``; ``source`` names it in errors.
-
-    Raises:
-        BadInputError: the family is unknown, remote code is asked for, or a value is absent,
-            of the wrong type, out of range, or contradicts another.
-    """
-    read = ConfigReader(config, source)
-    family = _family(config, source)
-    heads = read.count("num_attention_heads")
-    hidden = read.count("hidden_size")
-    layers = read.count("num_hidden_layers", maximum=1_000)
-    head_dim = read.count("head_dim", default=max(hidden // heads, 1))
-    kv_heads = read.count("num_key_value_heads", default=heads)
-    if heads % kv_heads:
-        raise read.bad("num_key_value_heads", f"{kv_heads} does not divide {heads} heads")
-    if head_dim > MAX_HEAD_DIM:
-        raise read.bad("head_dim", f"is {head_dim}, expected at most {MAX_HEAD_DIM}")
-    if head_dim % 2:
-        raise read.bad("head_dim", f"{head_dim} is odd; rotary positions need pairs")
-    if read.text("hidden_act", default="silu") not in ("silu", "swish"):
-        raise read.bad("hidden_act", f"{config['hidden_act']!r} is not supported; only silu is")
-    moe = _moe(family, read, layers)
-    dense = moe is None or not all(moe.sparse_layers)
-    bias = family.qkv_bias
-    return Architecture(
-        family=family,
-        vocab_size=read.count("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=read.count("intermediate_size", default=None if dense else 1),
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        rms_norm_eps=read.number("rms_norm_eps", default=1e-6, low=0.0, high=1.0),
-        tie_word_embeddings=read.flag("tie_word_embeddings", default=False),
-        attention_bias=read.flag("attention_bias", default=False) if bias is None else bias,
-        context_length=_context_length(read),
-        inv_freq=inverse_frequencies(read, head_dim),
-        moe=moe,
-    )
-
-
-def _family(config: Mapping[str, Any], source: str) -> Family:
-    name = config.get("model_type")
-    if isinstance(name, str) and name in FAMILIES:
-        return FAMILIES[name]
-    if config.get("auto_map"):
-        raise BadInputError(
-            f"{source}: model_type {name!r} needs code from the checkpoint (auto_map), which "
-            f"edgekit never runs; supported families are {', '.join(FAMILIES)}"
-        )
-    raise BadInputError(
-        f"{source}: model_type {name!r} is not supported; supported families are "
-        f"{', '.join(FAMILIES)}"
-    )
-
-
-def _moe(family: Family, read: ConfigReader, layers: int) -> Moe | None:
-    names = family.moe
-    if names is None:
-        return None
-    key = next((k for k in names.num_experts_keys if k in read.config), names.num_experts_keys[0])
-    experts = read.count(key, maximum=65_536)
-    if layers * experts > MAX_EXPERTS:
-        raise read.bad(
-            key, f"is {experts}: over {layers} layers that is more than {MAX_EXPERTS} experts"
-        )
-    top_k = read.count("num_experts_per_tok", maximum=65_536)
-    if top_k > experts:
-        raise read.bad("num_experts_per_tok", f"{top_k} is more than the {experts} experts")
-    step = read.count("decoder_sparse_step", default=1)
-    dense = read.config.get("mlp_only_layers") or []
-    if not isinstance(dense, list) or any(type(i) is not int for i in dense):
-        raise read.bad("mlp_only_layers", "is not a list of layer numbers")
-    norm = names.norm_topk_prob
-    return Moe(
-        num_experts=experts,
-        num_experts_per_tok=top_k,
-        intermediate_size=read.count(names.intermediate_key),
-        norm_topk_prob=read.flag("norm_topk_prob", default=False) if norm is None else norm,
-        sparse_layers=tuple(i not in dense and (i + 1) % step == 0 for i in range(layers)),
-    )
-
-
-def _context_length(read: ConfigReader) -> int:
-    """Positions the graphs may use.
-
-    Inside its sliding window a model equals full attention, so the window bounds the context
-    instead of entering the graphs.
-    """
-    positions = read.count("max_position_embeddings", default=2048)
-    window = read.config.get("sliding_window")
-    windowed = read.config["model_type"] in ("mistral", "mixtral")
-    uses_window = read.flag("use_sliding_window", default=windowed)
-    if window is None or not uses_window:
-        return positions
-    return min(positions, read.count("sliding_window"))
+        return bytes_per_value * sum(layer.attention.cache_values for layer in self.layers)

@@ -9,6 +9,7 @@ read by memory map, one tensor at a time. Code and pickles in a checkpoint are n
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.architecture import EMBEDDING, HEAD, Architecture, TensorSpec, describe
+from edgekit.architecture import Architecture, TensorSpec
+from edgekit.describe import describe
 from edgekit.errors import BadInputError
 from edgekit.tensorfile import DTYPES, TensorFile, TensorFileWriter, TensorInfo
 
@@ -85,7 +87,6 @@ class Checkpoint:
         self.architecture: Architecture = describe(self.config, str(path / "config.json"))
         self._files = {name: TensorFile(path / name) for name in shard_names(path)}
         self._where = self._locate()
-        self._specs = {spec.name: spec for spec in self.architecture.tensors()}
         self._check_shapes()
 
     def __enter__(self) -> Checkpoint:
@@ -107,33 +108,42 @@ class Checkpoint:
         return where
 
     def _check_shapes(self) -> None:
-        for spec in self._specs.values():
-            stored = self.info(spec.name).shape
-            if stored != spec.shape:
+        wanted = {spec.source.tensor: spec.source.shape for spec in self.specs}
+        for name, shape in wanted.items():
+            stored = self._stored(name).shape
+            if stored != shape:
                 raise BadInputError(
-                    f"{self._where[spec.name].path}: {spec.name} has shape {list(stored)} but "
-                    f"config.json implies {list(spec.shape)}; config and weights do not belong "
+                    f"{self._where[name].path}: {name} has shape {list(stored)} but "
+                    f"config.json implies {list(shape)}; config and weights do not belong "
                     "together"
                 )
         for name, file in self._where.items():
-            if name not in self._specs and not self._is_redundant(name):
+            if name not in wanted and not self._is_redundant(name):
                 raise BadInputError(
                     f"{file.path}: {name!r} is not a tensor of a {self.architecture.model_type} "
                     "as edgekit knows it and cannot be left out; give a checkpoint without it"
                 )
 
     def _is_redundant(self, name: str) -> bool:
-        """Whether a tensor repeats what config and embedding say; some writers store these."""
-        tied_head = name == HEAD and self.architecture.tie_word_embeddings
-        return tied_head or name.endswith(".rotary_emb.inv_freq")
+        """Whether the language model does without a tensor: it repeats what config and embedding
+        say (some writers store these), or belongs to a part that the family's row leaves out."""
+        architecture = self.architecture
+        tied_head = name == architecture.head + ".weight" and architecture.tie_word_embeddings
+        if tied_head or name.endswith(".rotary_emb.inv_freq"):
+            return True
+        last = str(architecture.num_hidden_layers)
+        return any(re.fullmatch(p.replace("{n}", last), name) for p in architecture.ignored)
 
     @property
     def specs(self) -> list[TensorSpec]:
         """Tensors of the architecture, in forward order."""
-        return list(self._specs.values())
+        return list(self.architecture.tensors())
 
     def info(self, name: str) -> TensorInfo:
-        """Stored dtype and shape of a tensor."""
+        """Dtype and place of the stored tensor that holds the tensor ``name``."""
+        return self._stored(self.architecture.by_name[name].source.tensor)
+
+    def _stored(self, name: str) -> TensorInfo:
         if name not in self._where:
             raise BadInputError(
                 f"{self.path}: tensor {name!r} is missing from the weights; "
@@ -142,19 +152,23 @@ class Checkpoint:
         return self._where[name].info(name)
 
     def float32(self, name: str) -> NDArray[np.float32]:
-        """One tensor as float32 (bf16, f16 and f32 are read)."""
-        self.info(name)
-        return self._where[name].float32(name)
+        """One tensor of the architecture as float32 (bf16, f16 and f32 are read)."""
+        spec = self.architecture.by_name[name]
+        self._stored(spec.source.tensor)
+        file = self._where[spec.source.tensor]
+        values = file.float32(spec.source.tensor, spec.source.view)
+        return np.ascontiguousarray(values).reshape(spec.shape)
 
     @property
     def dtype(self) -> str:
         """Stored dtype of the embedding, "BF16", "F16" or "F32": the checkpoint's precision."""
-        return self.info(EMBEDDING).dtype
+        return self.info(self.architecture.embedding + ".weight").dtype
 
     @property
     def nbytes(self) -> int:
         """Bytes of the architecture's tensors on disk."""
-        return sum(self.info(name).nbytes for name in self._specs)
+        names = {spec.source.tensor for spec in self.specs}
+        return sum(self._stored(name).nbytes for name in names)
 
 
 def shard_names(path: Path) -> list[str]:
@@ -208,19 +222,37 @@ def write_checkpoint(
 
     ``tensor`` is asked for each tensor of the architecture that ``config`` describes, in forward
     order, and gives float32 of the right shape; norms are stored as float32, the rest as ``dtype``.
+    Tensors that the family stores as parts of a bigger one are put together again.
     """
-    architecture = describe(config)
-    specs = architecture.tensors()
-    layout = [TensorInfo(s.name, "F32" if s.role == "norm" else dtype, s.shape) for s in specs]
+    stored: dict[str, list[TensorSpec]] = {}
+    for spec in describe(config).tensors():
+        stored.setdefault(spec.source.tensor, []).append(spec)
+    layout = [
+        TensorInfo(name, "F32" if specs[0].role == "norm" else dtype, specs[0].source.shape)
+        for name, specs in stored.items()
+    ]
     with TensorFileWriter(directory / WEIGHTS, layout, {"format": "pt"}) as writer:
-        for spec, info in zip(specs, layout, strict=True):
-            values = np.asarray(tensor(spec), np.float32)
+        for info in layout:
+            values = _assembled(stored[info.name], tensor, advance)
             if info.dtype != "BF16":
                 values = values.astype(DTYPES[info.dtype][1])
-            writer.write(spec.name, values)
-            advance()
+            writer.write(info.name, values)
     text = json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
+
+
+def _assembled(
+    specs: list[TensorSpec],
+    tensor: Callable[[TensorSpec], NDArray[np.float32]],
+    advance: Callable[[], None],
+) -> NDArray[np.float32]:
+    """A stored tensor from the tensors that are its parts."""
+    whole = np.empty(specs[0].source.shape, np.float32)
+    for spec in specs:
+        part = spec.source.view(whole)
+        part[...] = np.asarray(tensor(spec), np.float32).reshape(part.shape)
+        advance()
+    return whole
 
 
 def copy_tokenizer(source: Path, target: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:

@@ -36,6 +36,11 @@ class ConfigReader:
             raise self.bad(key, f"is {brief(value)}, expected an integer from 1 to {maximum}")
         return value
 
+    def whole(self, key: str, default: int, maximum: int = MAX_COUNT) -> int:
+        """An integer from 0 to ``maximum``; a missing or null key takes ``default``."""
+        value = self.config.get(key)
+        return 0 if value == 0 and type(value) is int else self.count(key, default, maximum)
+
     def number(self, key: str, default: float, low: float, high: float) -> float:
         """A finite number with ``low < value < high``."""
         value = self.config.get(key)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.architecture import Architecture, describe
+from edgekit.architecture import Architecture
 from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.memory import require_disk, require_memory
 from edgekit.plan import BASE_MEMORY, FLOAT32_BYTES, kept_parameters, weights_bytes
 from edgekit.preflight import architecture_of

@@ -19,16 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.architecture import (
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    Architecture,
-    TensorSpec,
-    describe,
-)
+from edgekit.architecture import Architecture, TensorSpec
 from edgekit.atomic import write_json, write_text
 from edgekit.checkpoint import write_checkpoint
+from edgekit.describe import describe
 from edgekit.errors import BadInputError, missing_extra
 from edgekit.progress import Progress
 from edgekit.text import ChatTokenizer
@@ -48,7 +42,12 @@ LEAVES = {
     "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }  # fmt: skip
-TOP = {EMBEDDING: "token_embd.weight", FINAL_NORM: "output_norm.weight", HEAD: "output.weight"}
+HEAD = "lm_head.weight"
+TOP = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    HEAD: "output.weight",
+}
 
 
 def convert_gguf(path: Path, out: Path, progress: Progress) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from edgekit.architecture import describe
 from edgekit.checkpoint import Checkpoint, read_config
+from edgekit.describe import describe
 from edgekit.layout import misfit
 from edgekit.plan import SCHEMES, weights_bytes
 from edgekit.scheme import Scheme

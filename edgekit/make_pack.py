@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit.architecture import describe
 from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.digests import tool_versions
 from edgekit.evaluate import EvaluationReport
 from edgekit.manifest import (

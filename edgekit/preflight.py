@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgekit.architecture import Architecture, describe
+from edgekit.architecture import Architecture
 from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.errors import BadInputError
 from edgekit.gates import known_gates
 from edgekit.layout import check_groups

@@ -25,6 +25,7 @@ from edgekit.tensorfile import TensorFile
 
 CONSTANTS = "edgekit.constants"  # U8 tensor: room for the small constants of an OpenVINO graph
 CONSTANTS_BYTES = 256 * 1024
+FLOAT32_ROLES = ("router", "norm", "bias", "vector")
 SCHEMES = ("none", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-channel")
 
 
@@ -76,10 +77,10 @@ class Scheme:
 def float_dtype(spec: TensorSpec, scheme: Scheme) -> str:
     """Stored dtype of a tensor that is not packed.
 
-    Routers, norms and biases are float32, which both runtimes read in place; with the scheme
-    "none" matrices are float16.
+    Routers, norms, biases and other vectors are float32, which both runtimes read in place;
+    matrices that are not packed are float16.
     """
-    return "F32" if spec.role in ("router", "norm", "bias") else "F16"
+    return "F32" if spec.role in FLOAT32_ROLES else "F16"
 
 
 def read_scheme(directory: Path) -> Scheme:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.architecture import TensorSpec, describe
+from edgekit.architecture import TensorSpec
 from edgekit.atomic import write_json
 from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config, write_checkpoint
+from edgekit.describe import describe
 from edgekit.progress import Progress
 from edgekit.scheme import dequantize, read_scheme
 from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo

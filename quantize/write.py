@@ -133,10 +133,10 @@ def quantized_config(
     result.pop("torch_dtype", None)
     if scheme.bits == 16:
         return {**result, "edgekit_scheme": scheme.name}
-    routers = [
-        architecture.router(layer)
-        for layer in range(architecture.num_hidden_layers)
-        if architecture.is_sparse(layer)
+    unpacked = [
+        spec.name.removesuffix(".weight")
+        for spec in architecture.tensors()
+        if spec.role in ("router", "vector", "latent") and len(spec.shape) == 2
     ]
     groups = {"group_0": _group(["Linear"], scheme.bits, scheme.group_size)}
     wide = ["Embedding"] if architecture.tie_word_embeddings else ["Embedding", "re:.*lm_head$"]
@@ -145,7 +145,7 @@ def quantized_config(
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "ignore": [*routers, *(["lm_head"] if architecture.tie_word_embeddings else [])],
+        "ignore": [*unpacked, *(["lm_head"] if architecture.tie_word_embeddings else [])],
         "config_groups": groups,
         "edgekit_scheme": scheme.name,
     }

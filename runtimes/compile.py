@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.architecture import Architecture, describe
+from edgekit.architecture import Architecture
 from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config
+from edgekit.describe import describe
 from edgekit.errors import BadInputError
 from edgekit.layout import layout
 from edgekit.progress import Progress

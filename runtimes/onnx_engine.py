@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.architecture import Architecture, describe
+from edgekit.architecture import Architecture
 from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.errors import BadInputError, EdgekitError, MissingRuntimeError, missing_extra
 from edgekit.runtimes.answers import bounded_tokens, token_events
 from edgekit.runtimes.engine import Message, Sampling, TokenEvent

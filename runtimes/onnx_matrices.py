@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgekit.architecture import EMBEDDING, Architecture, TensorSpec
+import numpy as np
+
+from edgekit.architecture import Architecture, FeedForward, Norm, TensorSpec
 from edgekit.runtimes.onnx_nodes import MICROSOFT, GraphBuilder, TensorProto, block_size
 from edgekit.scheme import Packing, Scheme
 from edgekit.tensorfile import TensorInfo
@@ -27,7 +29,7 @@ class Matrices:
         self, builder: GraphBuilder, architecture: Architecture, scheme: Scheme, accuracy: int
     ) -> None:
         self.b = builder
-        self.specs = {s.name: s for s in architecture.tensors()}
+        self.specs = architecture.by_name
         self.scheme = scheme
         self.accuracy = accuracy
 
@@ -89,17 +91,17 @@ class Matrices:
             bits=packing.bits, block_size=block, accuracy_level=self.accuracy,
         )  # fmt: skip
 
-    def embed(self, token_ids: str, out: str) -> str:
-        """Rows of the embedding, which a tied head shares."""
-        spec = self.specs[EMBEDDING]
+    def embed(self, name: str, token_ids: str, out: str) -> str:
+        """Rows of the embedding ``name``, which a tied head shares."""
+        spec = self.specs[name]
         packing = self.scheme.packing(spec)
         if packing is None:
-            return self.b.node("Gather", [self.b.floats(EMBEDDING), token_ids], out)
+            return self.b.node("Gather", [self.b.floats(name), token_ids], out)
         codes = self.b.stored(
-            EMBEDDING + ".rows", self.b.info(EMBEDDING + "_packed"), TensorProto.UINT8, spec.shape
+            name + ".rows", self.b.info(name + "_packed"), TensorProto.UINT8, spec.shape
         )
         block = block_size(spec.shape[1], packing.group_size)
-        scales = self.scales(EMBEDDING, spec.shape, packing, block)
+        scales = self.scales(name, spec.shape, packing, block)
         return self.b.node(
             "GatherBlockQuantized", [codes, token_ids, scales], out, MICROSOFT,
             bits=packing.bits, block_size=block, gather_axis=0, quantize_axis=1,
@@ -124,3 +126,55 @@ class Matrices:
         self.b.node("Expand", [scales + ".column", wide], scales + ".wide")
         flat = self.b.ints(*shape[:-1], groups * repeats)
         return self.b.node("Reshape", [scales + ".wide", flat], out)
+
+    def norm(self, x: str, norm: Norm | None) -> str:
+        """The normalization over the last axis; the identity for None."""
+        if norm is None:
+            return x
+        out, weight = f"{norm.module}.out", self.norm_weight(norm)
+        if norm.kind == "rms":
+            return self.b.node(
+                "SimplifiedLayerNormalization", [x, weight], out,
+                axis=-1, epsilon=norm.eps, stash_type=1,
+            )  # fmt: skip
+        bias = [self.b.floats(norm.module + ".bias")] if norm.bias else []
+        inputs = [x, weight, *bias]
+        return self.b.node("LayerNormalization", inputs, out, axis=-1, epsilon=norm.eps)
+
+    def norm_weight(self, norm: Norm) -> str:
+        """What a norm multiplies by [size]."""
+        if not norm.weight:
+            return self.b.value(f"ones_{norm.size}", np.ones(norm.size, np.float32))
+        weight = self.b.floats(norm.module + ".weight")
+        if not norm.unit_offset:
+            return weight
+        out = weight + ".offset"
+        return out if self.b.has(out) else self.b.node("Add", [weight, self.b.real(1.0)], out)
+
+    def feed_forward(self, x: str, f: FeedForward) -> str:
+        """A dense feed-forward of x [B, T, H]."""
+        up = self.linear(x, f.up)
+        if not f.gate:
+            return self.linear(self.activation(up, f.activation), f.down)
+        gate = self.activation(self.linear(x, f.gate), f.activation)
+        return self.linear(self.b.node("Mul", [gate, up], up + ".gated"), f.down)
+
+    def activation(self, x: str, kind: str) -> str:
+        """The activation function ``kind`` of :mod:`edgekit.family_values`."""
+        b, out = self.b, f"{x}.{kind}"
+        if kind == "silu":
+            return b.node("Mul", [x, b.node("Sigmoid", [x], x + ".sigmoid")], out)
+        if kind in ("gelu", "gelu_tanh"):
+            return b.node("Gelu", [x], out, approximate="tanh" if kind == "gelu_tanh" else "none")
+        positive = b.node("Relu", [x], x + ".relu")
+        return b.node("Mul", [positive, positive], out) if kind == "relu2" else positive
+
+    def scaled(self, x: str, factor: float) -> str:
+        """x times a constant; x itself for 1."""
+        return x if factor == 1.0 else self.b.node("Mul", [x, self.b.real(factor)], x + ".scaled")
+
+    def clipped(self, x: str, bound: float) -> str:
+        """x within +-bound; x itself for 0."""
+        if not bound:
+            return x
+        return self.b.node("Clip", [x, self.b.real(-bound), self.b.real(bound)], x + ".clipped")

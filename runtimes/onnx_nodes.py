@@ -71,6 +71,10 @@ class GraphBuilder(StoredTensors):
         """An int64 vector."""
         return self.value("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
 
+    def real(self, value: float) -> str:
+        """A float32 number."""
+        return self.value(f"real_{value!r}", np.array(value, np.float32))
+
     def stored(self, name: str, info: TensorInfo, kind: int, shape: tuple[int, ...]) -> str:
         """An initializer over the bytes of ``info``, read in place."""
         if name in self.initializers:

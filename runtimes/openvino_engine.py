@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.architecture import describe
 from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.errors import BadInputError, MissingRuntimeError
 from edgekit.runtimes.answers import bounded_tokens, token_events
 from edgekit.runtimes.engine import Message, Sampling, TokenEvent

@@ -12,22 +12,21 @@ import re
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import openvino as ov
-from openvino import opset6 as op6
 from openvino import opset13 as op
-from openvino.op.util import Variable, VariableInfo
 
-from edgekit.architecture import EMBEDDING, FINAL_NORM, HEAD, Architecture, describe
+from edgekit.architecture import Architecture, Attention, Layer
 from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.errors import EdgekitError
+from edgekit.runtimes.openvino_attention import Context, attention, latent_attention
 from edgekit.runtimes.openvino_constants import ConstantPool, Node
-from edgekit.runtimes.openvino_ops import F32, Blocks
+from edgekit.runtimes.openvino_moe import mixture
+from edgekit.runtimes.openvino_ops import Blocks
 from edgekit.scheme import CONSTANTS, read_scheme
 
 GRAPH = Path("openvino") / "openvino_model.xml"
 WEIGHTS = "weights.safetensors"
-MASKED = float(np.finfo(np.float16).min)
 _CONST = re.compile(r'<layer id="\d+" name="([^"]*)" type="Const"[^>]*>\s*<data [^>]*>')
 _LAYER = re.compile(r'<layer id="(\d+)" name="[^"]*" type="(?!Parameter)')
 _OFFSET = re.compile(r' offset="\d+"')
@@ -81,96 +80,52 @@ class _Decoder:
     def __init__(self, blocks: Blocks, architecture: Architecture) -> None:
         self.b = blocks
         self.a = architecture
-        self.sinks: list[Node] = []
         self.ids = _parameter("input_ids", [-1, -1], ov.Type.i64)
-        self.attention_mask = _parameter("attention_mask", [-1, -1], ov.Type.i64)
-        self.positions = _parameter("position_ids", [-1, -1], ov.Type.i64)
-        self.beam = _parameter("beam_idx", [-1], ov.Type.i32)
+        mask = _parameter("attention_mask", [-1, -1], ov.Type.i64)
+        positions = _parameter("position_ids", [-1, -1], ov.Type.i64)
+        beam = _parameter("beam_idx", [-1], ov.Type.i32)
+        self.inputs = [self.ids, mask, positions, beam]
         shape = op.shape_of(self.ids, "i64")
-        zero = blocks.scalar(0)
-        self.batch = op.gather(shape, blocks.ints(0), zero)
-        self.length = op.gather(shape, blocks.ints(1), zero)
-        self.mask = self._causal_mask()
-        self.cos, self.sin = self._rotary()
+        batch = op.gather(shape, blocks.ints(0), blocks.scalar(0))
+        length = op.gather(shape, blocks.ints(1), blocks.scalar(0))
+        self.context = Context(blocks, mask, positions, beam, batch, length)
 
     def build(self) -> ov.Model:
         """The model with its four inputs and ``logits`` [B, T, vocab_size]."""
-        embedding = self.b.matrix(EMBEDDING)
-        x = op.gather(embedding, op.convert(self.ids, "i32"), self.b.scalar(0))
-        for layer in range(self.a.num_hidden_layers):
-            x = op.add(x, self._attention(x, layer))
-            x = op.add(x, self._feed_forward(x, layer))
-        x = self.b.rms_norm(x, FINAL_NORM)
-        head = embedding if self.a.tie_word_embeddings else self.b.matrix(HEAD)
+        b, a = self.b, self.a
+        embedding = b.matrix(a.embedding + ".weight")
+        x = op.gather(embedding, op.convert(self.ids, "i32"), b.scalar(0))
+        x = b.scaled(x, a.embedding_scale)
+        for layer in a.layers:
+            x = self._layer(x, layer)
+        x = b.norm(x, a.final_norm)
+        head = embedding if a.tie_word_embeddings else b.matrix(a.head + ".weight")
         logits = op.matmul(x, head, False, True)
+        if a.head_bias:
+            logits = op.add(logits, b.pool.floats(a.head + ".bias", (1, 1, a.vocab_size)))
+        logits = b.soft_capped(b.scaled(logits, a.logit_scale), a.logit_soft_cap)
         logits.output(0).get_tensor().set_names({"logits"})
-        inputs = [self.ids, self.attention_mask, self.positions, self.beam]
-        return ov.Model([op.result(logits)], self.sinks, inputs, "edgekit")
+        return ov.Model([op.result(logits)], self.context.sinks, self.inputs, "edgekit")
 
-    def _causal_mask(self) -> Node:
-        """0 where a query may look, a large negative elsewhere: [B, 1, T, S]."""
-        b = self.b
-        zero, one = b.scalar(0), b.scalar(1)
-        total = op.gather(op.shape_of(self.attention_mask, "i64"), b.ints(1), zero)
-        keys = op.unsqueeze(op.range(zero, op.squeeze(total, zero), one, "i64"), zero)
-        queries = op.range(zero, op.squeeze(self.length, zero), one, "i64")
-        queries = op.add(queries, op.subtract(total, self.length))
-        causal = op.less_equal(keys, op.unsqueeze(queries, one))
-        causal = op.unsqueeze(op.unsqueeze(causal, zero), zero)
-        given = op.unsqueeze(op.unsqueeze(op.convert(self.attention_mask, "boolean"), one), one)
-        visible = op.logical_and(causal, given)
-        return op.select(visible, b.scalar(0.0, F32), b.scalar(MASKED, F32))
+    def _layer(self, x: Node, layer: Layer) -> Node:
+        b, scale = self.b, layer.residual_scale
+        h = b.norm(x, layer.attention_norm)
+        if isinstance(layer.attention, Attention):
+            y = attention(self.context, h, layer.attention, layer.index)
+        else:
+            y = latent_attention(self.context, h, layer.attention, layer.index)
+        y = b.scaled(b.norm(y, layer.attention_post_norm), scale)
+        after = op.add(x, y)
+        if not layer.parallel:
+            h = b.norm(after, layer.feed_forward_norm)
+        elif layer.feed_forward_norm:
+            h = b.norm(x, layer.feed_forward_norm)
+        y = mixture(b, h, layer.mixture) if layer.mixture else self._dense(h, layer)
+        return op.add(after, b.scaled(b.norm(y, layer.feed_forward_post_norm), scale))
 
-    def _rotary(self) -> tuple[Node, Node]:
-        """cos and sin [B, 1, T, head_dim] of the positions."""
-        b = self.b
-        inverse = b.pool.value(np.array(self.a.inv_freq).reshape(1, -1, 1), F32)
-        positions = op.unsqueeze(op.convert(self.positions, "f32"), b.scalar(1))
-        angles = op.transpose(op.matmul(inverse, positions, False, False), b.ints(0, 2, 1))
-        angles = op.concat([angles, angles], -1)
-        axis = b.scalar(1)
-        return op.unsqueeze(op.cos(angles), axis), op.unsqueeze(op.sin(angles), axis)
-
-    def _attention(self, x: Node, layer: int) -> Node:
-        a, b = self.a, self.b
-        prefix = a.layer_prefix(layer)
-        h = b.rms_norm(x, prefix + "input_layernorm.weight")
-        norms = {k: f"{prefix}self_attn.{k}_norm.weight" if a.family.qk_norm else "" for k in "qk"}
-        q = b.heads(b.linear(h, a.attention(layer, "q")), a.num_attention_heads, norms["q"])
-        k = b.heads(b.linear(h, a.attention(layer, "k")), a.num_key_value_heads, norms["k"])
-        v = b.heads(b.linear(h, a.attention(layer, "v")), a.num_key_value_heads)
-        q, k = b.rotate(q, self.cos, self.sin), b.rotate(k, self.cos, self.sin)
-        keys, values = self._remember(k, layer, "key"), self._remember(v, layer, "value")
-        y = op.scaled_dot_product_attention(
-            q, b.repeat_heads(keys), b.repeat_heads(values), self.mask
-        )
-        y = op.transpose(y, b.ints(0, 2, 1, 3))
-        y = op.reshape(y, b.ints(0, 0, a.num_attention_heads * a.head_dim), True)
-        return b.linear(y, a.attention(layer, "o"))
-
-    def _remember(self, x: Node, layer: int, kind: str) -> Node:
-        """Append to the cache: ReadValue, reordered by ``beam_idx``, Concat, Assign."""
-        a, b = self.a, self.b
-        info = VariableInfo()
-        info.data_shape = ov.PartialShape([-1, a.num_key_value_heads, -1, a.head_dim])
-        info.data_type = ov.Type.f32
-        info.variable_id = f"past_key_values.{layer}.{kind}present.{layer}.{kind}"
-        variable = Variable(info)
-        sizes = [self.batch, b.ints(a.num_key_value_heads), b.ints(0), b.ints(a.head_dim)]
-        empty = op.broadcast(b.scalar(0.0, F32), op.concat(sizes, 0))
-        past = op.gather(op6.read_value(empty, variable), self.beam, b.scalar(0))
-        whole = op.concat([past, x], 2)
-        self.sinks.append(op6.assign(whole, variable))
-        return whole
-
-    def _feed_forward(self, x: Node, layer: int) -> Node:
-        a, b = self.a, self.b
-        h = b.rms_norm(x, a.layer_prefix(layer) + "post_attention_layernorm.weight")
-        if a.is_sparse(layer):
-            return b.mixture(h, layer)
-        gate = b.silu(b.linear(h, a.feed_forward(layer, "gate")))
-        up = b.linear(h, a.feed_forward(layer, "up"))
-        return b.linear(op.multiply(gate, up), a.feed_forward(layer, "down"))
+    def _dense(self, x: Node, layer: Layer) -> Node:
+        assert layer.dense is not None
+        return self.b.feed_forward(x, layer.dense)
 
 
 def _parameter(name: str, shape: list[int], kind: ov.Type) -> Node:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_families import build_weights
 
 VOCAB_SIZE = 512
 CHATML = (
@@ -55,50 +56,9 @@ def write_tokenizer(directory: Path) -> None:
     )
 
 
-COMMON = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.15,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-FAMILY_OPTIONS: dict[str, dict[str, object]] = {
-    "llama": {"tie_word_embeddings": True},
-    "mistral": {"sliding_window": None, "tie_word_embeddings": False},
-    "qwen2": {"tie_word_embeddings": True, "num_attention_heads": 2, "num_key_value_heads": 1},
-    "qwen3": {"tie_word_embeddings": True},
-    "mixtral": {"sliding_window": None, "tie_word_embeddings": True, **EXPERTS},
-    "qwen3_moe": {
-        "tie_word_embeddings": False,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 64,
-        "norm_topk_prob": True,
-    },
-}
-
-
 def build_model(directory: Path, family: str, seed: int = 0, **options: object) -> Path:
     """Write a random model of ``family``; ``options`` override its config."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    values = {**COMMON, **FAMILY_OPTIONS[family], **options}
-    config = AutoConfig.for_model(family, **values)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    for name, parameter in model.named_parameters():
-        if "norm" in name or name.endswith("bias"):  # ones and zeros would hide a swapped tensor
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(directory)
+    build_weights(directory, family, seed, **options)
     write_tokenizer(directory)
     return directory
 

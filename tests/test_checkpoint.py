@@ -109,7 +109,7 @@ DAMAGE = {
         "num_local_experts is 65536: over 1000 layers"),
     "top-k above the experts": (
         lambda m: config(m, num_experts_per_tok=9), "9 is more than the 4 experts"),
-    "another activation": (lambda m: config(m, hidden_act="gelu"), "'gelu' is not supported"),
+    "another activation": (lambda m: config(m, hidden_act="tanh"), "'tanh' is not supported"),
     "absurd rotary base": (
         lambda m: config(m, rope_parameters={"rope_type": "default", "rope_theta": -1.0}),
         "rope_theta"),
@@ -175,10 +175,13 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(model, tmp_path, capsys
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_biases_that_edgekit_would_drop_are_refused(tiny_model):
-    """transformers has MLP biases in llama; without them the student would be another model."""
+def test_biases_that_edgekit_would_drop_are_refused(tiny_model, tmp_path):
+    """A config that denies the biases of its weights would make the student another model."""
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model("llama", mlp_bias=True), directory)
+    config(directory, mlp_bias=False)
     with pytest.raises(BadInputError, match=r"mlp\.\w+_proj\.bias' is not a tensor of a llama"):
-        Checkpoint(tiny_model("llama", mlp_bias=True))
+        Checkpoint(directory)
 
 
 def test_a_stored_tied_head_and_rotary_frequencies_are_no_reason_to_refuse(model):

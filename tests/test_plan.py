@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.architecture import describe
 from edgekit.checkpoint import Checkpoint, read_config
 from edgekit.cli.common import parse_bytes
 from edgekit.cli.main import main
+from edgekit.describe import describe
 from edgekit.errors import BadInputError, OutOfResourcesError
 from edgekit.estimate import LOGIT_BYTES, model_bytes, require_model, time_class
 from edgekit.plan import BASE_MEMORY, make_plan, weights_bytes

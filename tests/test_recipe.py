@@ -7,8 +7,8 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.architecture import describe
 from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.errors import BadInputError
 from edgekit.recipe import Recipe, load_recipe, parse_recipe
 from edgekit.rules import check

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from edgekit.architecture import describe
 from edgekit.checkpoint import read_config
 from edgekit.cli.common import Json, console, parse_bytes, print_json, size, table
+from edgekit.describe import describe
 from edgekit.errors import BadInputError
 from edgekit.plan import Plan, make_plan
 from edgekit.progress import default_progress

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 
-from edgekit.architecture import describe
+from edgekit.describe import describe
 from edgekit.errors import MissingRuntimeError
 from edgekit.runtimes.engine import Sampling
 from edgekit.runtimes.genai_config import genai_config

@@ -1,0 +1,146 @@
+"""From a ``config.json`` and a row of the family table to an :class:`Architecture`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgekit.architecture import Architecture, Attention, FeedForward, LatentAttention, Layer, Norm
+from edgekit.config_values import ConfigReader
+from edgekit.describe_attention import attention_layers
+from edgekit.describe_mixture import mixture_layers
+from edgekit.describe_tensors import tensor_specs
+from edgekit.errors import BadInputError
+from edgekit.families import Family, Key
+from edgekit.family_table import FAMILIES, REFUSED
+from edgekit.family_values import activation, flag, norm_epsilon, number, width
+
+MAX_LAYERS = 1_000
+
+
+def describe(
+    config: Mapping[str, Any], source: str = "config.json", family: str = ""
+) -> Architecture:
+    """Resolve a ``config.json``; ``source`` names it in errors.
+
+    ``family`` takes a row of the table in place of the config's ``model_type``; a config that says
+    ``edgekit_family`` does the same.
+
+    Raises:
+        BadInputError: the family is unknown or cannot be compiled, remote code is asked for, or a
+            value is absent, of the wrong type, out of range, or contradicts another.
+    """
+    row = family_of(config, source, family)
+    read = ConfigReader(config, source)
+    hidden = width(read, row.hidden_size)
+    count = width(read, row.layers, maximum=MAX_LAYERS)
+    attentions = attention_layers(row, read, hidden, count)
+    mixtures = mixture_layers(row, read, count)
+    dense_size = 1 if all(mixtures) else width(read, row.width)
+    layers = tuple(
+        _layer(row, read, i, hidden, dense_size, attention, mixture)
+        for i, (attention, mixture) in enumerate(zip(attentions, mixtures, strict=True))
+    )
+    tied = read.flag("tie_word_embeddings", default=row.tied)
+    architecture = Architecture(
+        model_type=row.model_type,
+        vocab_size=read.count("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=dense_size,
+        tie_word_embeddings=tied,
+        context_length=_context_length(row, read),
+        layers=layers,
+        embedding=row.names.embedding,
+        final_norm=_norm(row, read, row.names.final_norm, hidden),
+        head=row.names.head,
+        head_bias=flag(read, row.head_bias) and not tied,
+        embedding_scale=_embedding_scale(row, read, hidden),
+        logit_scale=number(read, row.logit_scale) / number(read, row.logit_divisor),
+        logit_soft_cap=number(read, row.logit_soft_cap),
+        expert_count_keys=row.moe.num_experts.names if row.moe else (),
+        ignored=row.ignored,
+        specs=(),
+    )
+    return tensor_specs(architecture, row)
+
+
+def family_of(config: Mapping[str, Any], source: str, family: str = "") -> Family:
+    """The row of a config.
+
+    Raises:
+        BadInputError: there is none, or it is one that cannot be compiled.
+    """
+    name = family or config.get("edgekit_family") or config.get("model_type")
+    if isinstance(name, str) and name in FAMILIES:
+        return FAMILIES[name]
+    if isinstance(name, str) and name in REFUSED:
+        raise BadInputError(f"{source}: model_type {name!r} cannot be compiled: {REFUSED[name]}")
+    known = "see `edgekit inspect --families` for the supported ones"
+    if config.get("auto_map"):
+        raise BadInputError(
+            f"{source}: model_type {name!r} needs code from the checkpoint (auto_map), which "
+            f"edgekit never runs; {known}"
+        )
+    raise BadInputError(f"{source}: model_type {name!r} is not supported; {known}")
+
+
+def _norm(row: Family, read: ConfigReader, module: str, size: int) -> Norm:
+    return Norm(
+        module, size, norm_epsilon(read, row.norm_eps), row.norm_kind,
+        row.norm_weight, row.norm_bias, row.unit_offset,
+    )  # fmt: skip
+
+
+def _layer(
+    row: Family,
+    read: ConfigReader,
+    index: int,
+    hidden: int,
+    dense_size: int,
+    attention: Attention | LatentAttention,
+    mixture: Any,
+) -> Layer:
+    names, prefix = row.names, row.names.layer.replace("{l}", str(index))
+
+    def norm(name: str) -> Norm | None:
+        return _norm(row, read, prefix + name, hidden) if name else None
+
+    parallel = flag(read, row.parallel)
+    dense = None
+    if mixture is None:
+        block = prefix + names.feed_forward
+        dense = FeedForward(
+            block + names.gate if names.gate else "", block + names.up, block + names.down,
+            dense_size, activation(read, row.activation), flag(read, row.mlp_bias),
+        )  # fmt: skip
+    own_norm = names.feed_forward_norm if not (parallel and names.feed_forward_norm == "") else ""
+    if isinstance(row.parallel, Key) and parallel:
+        own_norm = ""  # StableLM drops its second norm where the parts are parallel
+    return Layer(
+        index=index,
+        attention=attention,
+        dense=dense,
+        mixture=mixture,
+        attention_norm=norm(names.attention_norm),
+        attention_post_norm=norm(names.attention_post_norm),
+        feed_forward_norm=norm(own_norm),
+        feed_forward_post_norm=norm(names.feed_forward_post_norm),
+        parallel=parallel,
+        residual_scale=number(read, row.residual_scale),
+    )
+
+
+def _embedding_scale(row: Family, read: ConfigReader, hidden: int) -> float:
+    if not flag(read, row.embedding_scale_if):
+        return 1.0
+    if row.embedding_scale == "sqrt":
+        return float(hidden**0.5)
+    assert not isinstance(row.embedding_scale, str)
+    return number(read, row.embedding_scale)
+
+
+def _context_length(row: Family, read: ConfigReader) -> int:
+    positions = width(read, row.context)
+    if row.context_limit is None:
+        return positions
+    return min(positions, width(read, row.context_limit))

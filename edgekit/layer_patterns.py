@@ -1,0 +1,147 @@
+"""Which layers of a model are sparse, windowed or rotated, as its ``config.json`` says it."""
+
+from __future__ import annotations
+
+from edgekit.config_values import ConfigReader
+from edgekit.families import Pattern
+
+
+def listed(read: ConfigReader, name: str, layers: int, kind: type) -> list[object] | None:
+    """The list ``name`` of the config with one ``kind`` per layer; None when it is absent.
+
+    Raises:
+        BadInputError: it is not such a list.
+    """
+    value = read.config.get(name)
+    if value is None:
+        return None
+    wrong = not isinstance(value, list) or len(value) < layers
+    if wrong or any(type(item) is not kind for item in value):
+        raise read.bad(name, f"is not a list of {layers} values of type {kind.__name__}")
+    return list(value[:layers])
+
+
+def in_every_layer(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """All layers."""
+    return (True,) * layers
+
+
+def _types(read: ConfigReader, layers: int) -> tuple[bool, ...] | None:
+    types = listed(read, "layer_types", layers, str)
+    if types is None:
+        return None
+    for kind in types:
+        if kind not in ("sliding_attention", "full_attention", "chunked_attention", "attention"):
+            raise read.bad("layer_types", f"has {kind!r} layers, which this family's row lacks")
+    return tuple(kind == "sliding_attention" for kind in types)
+
+
+def windowed_but_every(name: str, count: int) -> Pattern:
+    """All layers but every n-th; n is the config's ``name`` or ``count``, or ``layer_types``."""
+
+    def pattern(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+        types = _types(read, layers)
+        if types is not None:
+            return types
+        value = read.config.get(name)
+        if isinstance(value, str):  # EXAONE spells it: "LLLG"
+            return tuple(value[i % len(value)] == "L" for i in range(layers))
+        every = read.count(name, default=count)
+        return tuple((i + 1) % every != 0 for i in range(layers))
+
+    return pattern
+
+
+def windowed_where_used(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """Qwen: from layer ``max_window_layers`` on, if ``use_sliding_window``."""
+    types = _types(read, layers)
+    if types is not None:
+        return types
+    if not read.flag("use_sliding_window", default=False):
+        return (False,) * layers
+    first = read.count("max_window_layers", default=layers)
+    return tuple(i >= first for i in range(layers))
+
+
+def windowed_after(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """dots.llm1: from layer ``max_window_layers`` on."""
+    types = _types(read, layers)
+    first = read.count("max_window_layers", default=62)
+    return types if types is not None else tuple(i >= first for i in range(layers))
+
+
+def windowed_if_used(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """Every layer, if ``use_sliding_window``."""
+    return (read.flag("use_sliding_window", default=False),) * layers
+
+
+def windowed_even(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """Qwen2-MoE: every second layer before ``max_window_layers``, if ``use_sliding_window``."""
+    if not read.flag("use_sliding_window", default=False):
+        return (False,) * layers
+    last = read.count("max_window_layers", default=28)
+    return _types(read, layers) or tuple(i % 2 == 0 and i < last for i in range(layers))
+
+
+def rotated_where_listed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """Layers whose ``no_rope_layers`` is 1, or all but every ``no_rope_layer_interval``-th."""
+    flags = listed(read, "no_rope_layers", layers, int)
+    if flags:
+        return tuple(bool(flag) for flag in flags)
+    every = read.count("no_rope_layer_interval", default=4)
+    return tuple((i + 1) % every != 0 for i in range(layers))
+
+
+def rotated_where_windowed(windowed: Pattern) -> Pattern:
+    """The windowed layers; all where the model has no window."""
+
+    def pattern(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+        if read.config.get("sliding_window") is None:
+            return (True,) * layers
+        return windowed(read, layers)
+
+    return pattern
+
+
+def sparse_from(name: str, default: int) -> Pattern:
+    """Layers from the config's ``name`` on."""
+
+    def pattern(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+        kinds = listed(read, "mlp_layer_types", layers, str)
+        if kinds is not None:
+            return tuple(kind == "sparse" for kind in kinds)
+        first = read.whole(name, default=default)
+        return tuple(i >= first for i in range(layers))
+
+    return pattern
+
+
+def sparse_by_step(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """Qwen: every ``decoder_sparse_step``-th layer that is not in ``mlp_only_layers``."""
+    step = read.count("decoder_sparse_step", default=1)
+    dense = read.config.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or any(type(i) is not int for i in dense):
+        raise read.bad("mlp_only_layers", "is not a list of layer numbers")
+    return tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))
+
+
+def sparse_in_range(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """ERNIE: every ``moe_layer_interval``-th layer from ``moe_layer_start_index`` to the end."""
+    first = read.whole("moe_layer_start_index", default=1)
+    last = read.config.get("moe_layer_end_index", -1)
+    if type(last) is not int:
+        raise read.bad("moe_layer_end_index", "is not a layer number")
+    last = layers - 1 if last == -1 else last
+    step = read.count("moe_layer_interval", default=1)
+    return tuple((i + 1) % step == 0 and first <= i <= last for i in range(layers))
+
+
+def sparse_where_listed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """Llama 4: ``moe_layers``, or every ``interleave_moe_layer_step``-th."""
+    chosen = read.config.get("moe_layers")
+    if chosen is not None:
+        if not isinstance(chosen, list) or any(type(i) is not int for i in chosen):
+            raise read.bad("moe_layers", "is not a list of layer numbers")
+        return tuple(i in chosen for i in range(layers))
+    step = read.count("interleave_moe_layer_step", default=1)
+    return tuple((i + 1) % step == 0 for i in range(layers))

@@ -1,0 +1,109 @@
+"""A variant's graphs run step by step, without tokenizer or sampling: for parity and self-checks.
+
+Both sessions keep the cache between calls of ``run`` until ``reset``, and compute in float32
+without quantized activations when ``exact``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import missing_extra
+
+Tokens = NDArray[np.int64]
+
+
+class GraphSession(Protocol):
+    """A loaded graph with its cache."""
+
+    padding_side: str  # where a batch's shorter prompts are padded: "left" or "right"
+
+    def run(self, tokens: Tokens, mask: Tokens) -> NDArray[np.float32]:
+        """Logits [B, T, vocab_size] of tokens [B, T]; ``mask`` [B, S] covers the cache as well."""
+
+    def reset(self) -> None:
+        """Forget the cache."""
+
+
+class OpenVINOSession:
+    """The OpenVINO graph of a variant on one device."""
+
+    padding_side = "left"
+
+    def __init__(self, variant: Path, device: str = "CPU", exact: bool = False) -> None:
+        import openvino as ov
+
+        core = ov.Core()
+        model = core.read_model(
+            str(variant / "openvino" / "openvino_model.xml"), str(variant / "weights.safetensors")
+        )
+        options: dict[str, Any] = {}
+        if exact:
+            options = {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "KV_CACHE_PRECISION": "f32",
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+            }
+        self.compiled = core.compile_model(model, device, options)
+        self._request = self.compiled.create_infer_request()
+
+    def run(self, tokens: Tokens, mask: Tokens) -> NDArray[np.float32]:
+        """Logits [B, T, vocab_size]; positions count the tokens that the mask shows."""
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -tokens.shape[1] :]
+        result = self._request.infer(
+            {
+                "input_ids": tokens,
+                "attention_mask": mask,
+                "position_ids": positions,
+                "beam_idx": np.arange(len(tokens), dtype=np.int32),
+            }
+        )
+        return np.array(result[0], np.float32)
+
+    def reset(self) -> None:
+        """Forget the cache."""
+        self._request.reset_state()
+
+
+class OnnxSession:
+    """The ONNX graph of a variant on the CPU; ``graph`` names it inside the variant."""
+
+    padding_side = "right"
+
+    def __init__(self, variant: Path, graph: str = "model.onnx") -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise missing_extra("onnxruntime", "onnx") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(variant / graph), options, providers=["CPUExecutionProvider"]
+        )
+        self._caches = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
+        self._past: dict[str, NDArray[np.float32]] = {}
+
+    def run(self, tokens: Tokens, mask: Tokens) -> NDArray[np.float32]:
+        """Logits [B, T, vocab_size]."""
+        if not self._past:
+            self._past = {
+                i.name: np.zeros((len(tokens), i.shape[1], 0, i.shape[3]), np.float32)
+                for i in self._caches
+            }
+        logits, *present = self._session.run(
+            None, {"input_ids": tokens, "attention_mask": mask, **self._past}
+        )
+        names = [o.name for o in self._session.get_outputs()[1:]]
+        self._past = {
+            name.replace("present", "past_key_values"): value
+            for name, value in zip(names, present, strict=True)
+        }
+        return np.asarray(logits, np.float32)
+
+    def reset(self) -> None:
+        """Forget the cache."""
+        self._past = {}
