@@ -44,8 +44,9 @@ DTYPES: dict[str, tuple[int, str]] = {
     "F64": (64, "<f8"),
     "F8_E4M3": (8, "u1"),
     "F8_E5M2": (8, "u1"),
+    "F8_E8M0": (8, "u1"),  # powers of two: scales of MX formats
 }
-FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
+FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E8M0"})
 
 
 @dataclass(frozen=True)

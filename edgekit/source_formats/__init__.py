@@ -1,0 +1,1 @@
+"""One module per form in which checkpoints store their weights (:mod:`edgekit.source_weights`)."""
