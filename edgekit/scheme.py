@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edgekit.architecture import TensorSpec
 from edgekit.checkpoint import read_config
 from edgekit.errors import BadInputError
+from edgekit.source_formats.integers import unpack_words
 from edgekit.tensorfile import TensorFile
 
 CONSTANTS = "edgekit.constants"  # U8 tensor: room for the small constants of an OpenVINO graph
@@ -104,13 +105,7 @@ def read_scheme(directory: Path) -> Scheme:
 
 def unpack(packed: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
     """Codes [..., K] as uint8 from packed int32 [..., K * bits / 32]."""
-    raw = np.ascontiguousarray(packed).view(np.uint8)
-    if bits == 8:
-        return raw
-    codes = np.empty((*raw.shape[:-1], raw.shape[-1] * 2), np.uint8)
-    codes[..., 0::2] = raw & 15
-    codes[..., 1::2] = raw >> 4
-    return codes
+    return unpack_words(packed, bits)
 
 
 def dequantize(file: TensorFile, name: str, packing: Packing) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Integer weights against compressed-tensors and the definitions of GPTQ and AWQ."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,6 +251,23 @@ def test_gptq_follows_its_definition(tmp_path, bits, form, order):
     same(source.float32(WEIGHT), expected)
     for start, stop in [(0, 3), (3, 13), (9, 24)]:
         same(source.float32(WEIGHT, slice(start, stop)), expected[start:stop])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptq_equals_the_loader_of_onnxruntime_genai(tmp_path, bits):
+    loader = pytest.importorskip("onnxruntime_genai.models.loaders.gptq").GPTQModel
+    codes, zeros, scales = integers(generator(), 32, 96, 3, bits)
+    g_idx = generator(1).permutation(np.arange(96) // 32)
+    parts = gptq_parts(codes, zeros, np.exp2(np.round(np.log2(scales))), bits, g_idx=g_idx)
+    module = SimpleNamespace(
+        bits=bits, group_size=32, in_features=96, out_features=32,
+        **{name.rpartition(".")[2]: value for name, value in parts.items()},
+    )  # fmt: skip
+    model = loader.__new__(loader)  # its constructor reads a whole model directory
+    model.handle_qzeros(module)
+    model.unpack(module)
+    source = open_weights(tmp_path, parts, {**GPTQ, "bits": bits, "desc_act": True})
+    same(source.float32(WEIGHT), module.qweight.float())  # float16 is exact: powers of two
 
 
 def test_symmetric_gptq_is_taken_over_and_act_order_is_not(tmp_path):

@@ -47,7 +47,7 @@ class Codes:
 
 def unpack_words(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
     """Codes [..., W * 32 / bits] from words [..., W], low bits first."""
-    raw = np.ascontiguousarray(words).view(np.uint8)  # stored little-endian, on every machine
+    raw = np.ascontiguousarray(words).view(np.uint8)  # words of files are little-endian
     if bits == 8:
         return raw
     codes = np.empty((*raw.shape[:-1], raw.shape[-1] * 2), np.uint8)
