@@ -11,6 +11,7 @@ import torch
 
 from edgekit.architecture import Architecture
 from edgekit.checkpoint import Checkpoint
+from edgekit.errors import BadInputError
 from edgekit.family_table import FAMILIES
 
 Model = Any  # transformers.PreTrainedModel, which carries no types
@@ -23,6 +24,11 @@ def load_model(directory: Path) -> Model:
         BadInputError: the checkpoint is damaged or of an unknown family.
     """
     with Checkpoint(directory) as checkpoint:
+        if checkpoint.source.method != "none":
+            raise BadInputError(
+                f"{directory}: the weights are stored as {checkpoint.stored_as}, and running the "
+                "model needs floats; give the checkpoint in bfloat16"
+            )
         eager = FAMILIES[checkpoint.architecture.model_type].eager
     with _quiet_transformers():
         from transformers import AutoModelForCausalLM

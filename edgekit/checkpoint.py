@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edgekit.architecture import Architecture, TensorSpec
 from edgekit.describe import describe
 from edgekit.errors import BadInputError
+from edgekit.source_weights import Codes, SourceWeights
 from edgekit.tensorfile import DTYPES, TensorFile, TensorFileWriter, TensorInfo
 
 WEIGHTS = "model.safetensors"
@@ -68,25 +69,29 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 class Checkpoint:
-    """An opened, unquantized checkpoint.
+    """An opened checkpoint; weights that are stored quantized are read as what they stand for.
 
     Attributes:
         path: the directory.
-        config: the raw ``config.json``, read only.
+        config: the raw ``config.json`` without its ``quantization_config``, read only.
         architecture: the resolved shape.
+        source: the float tensors that the files stand for.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config: Mapping[str, Any] = MappingProxyType(read_config(path))
-        if "quantization_config" in self.config:
+        config = read_config(path)
+        settings = config.get("quantization_config")
+        if isinstance(settings, dict) and "edgekit_scheme" in settings:
             raise BadInputError(
                 f"{path / 'config.json'}: the checkpoint is quantized already; "
                 "give the original, unquantized checkpoint"
             )
+        plain = {key: value for key, value in config.items() if key != "quantization_config"}
+        self.config: Mapping[str, Any] = MappingProxyType(plain)
         self.architecture: Architecture = describe(self.config, str(path / "config.json"))
         self._files = {name: TensorFile(path / name) for name in shard_names(path)}
-        self._where = self._locate()
+        self.source = SourceWeights(config, self._locate(), str(path / "config.json"))
         self._check_shapes()
 
     def __enter__(self) -> Checkpoint:
@@ -110,18 +115,24 @@ class Checkpoint:
     def _check_shapes(self) -> None:
         wanted = {spec.source.tensor: spec.source.shape for spec in self.specs}
         for name, shape in wanted.items():
-            stored = self._stored(name).shape
+            if name not in self.source:
+                raise BadInputError(
+                    f"{self.path}: tensor {name!r} is missing from the weights; "
+                    "download the checkpoint again"
+                )
+            stored = self.source.shape(name)
             if stored != shape:
                 raise BadInputError(
-                    f"{self._where[name].path}: {name} has shape {list(stored)} but "
+                    f"{self.source.path(name)}: {name} has shape {list(stored)} but "
                     f"config.json implies {list(shape)}; config and weights do not belong "
                     "together"
                 )
-        for name, file in self._where.items():
+        for name in self.source.names():
             if name not in wanted and not self._is_redundant(name):
                 raise BadInputError(
-                    f"{file.path}: {name!r} is not a tensor of a {self.architecture.model_type} "
-                    "as edgekit knows it and cannot be left out; give a checkpoint without it"
+                    f"{self.source.path(name)}: {name!r} is not a tensor of a "
+                    f"{self.architecture.model_type} as edgekit knows it and cannot be left out; "
+                    "give a checkpoint without it"
                 )
 
     def _is_redundant(self, name: str) -> bool:
@@ -139,36 +150,38 @@ class Checkpoint:
         """Tensors of the architecture, in forward order."""
         return list(self.architecture.tensors())
 
-    def info(self, name: str) -> TensorInfo:
-        """Dtype and place of the stored tensor that holds the tensor ``name``."""
-        return self._stored(self.architecture.by_name[name].source.tensor)
-
-    def _stored(self, name: str) -> TensorInfo:
-        if name not in self._where:
-            raise BadInputError(
-                f"{self.path}: tensor {name!r} is missing from the weights; "
-                "download the checkpoint again"
-            )
-        return self._where[name].info(name)
-
     def float32(self, name: str) -> NDArray[np.float32]:
-        """One tensor of the architecture as float32 (bf16, f16 and f32 are read)."""
+        """One tensor of the architecture as float32, in its own memory and order."""
         spec = self.architecture.by_name[name]
-        self._stored(spec.source.tensor)
-        file = self._where[spec.source.tensor]
-        values = file.float32(spec.source.tensor, spec.source.view)
+        part = spec.source
+        values = part.read(lambda rows: self.source.float32(part.tensor, rows))
         return np.ascontiguousarray(values).reshape(spec.shape)
+
+    def codes(self, name: str) -> Codes | None:
+        """The integers of a matrix of the architecture, if it is stored whole and in our form."""
+        part = self.architecture.by_name[name].source
+        return self.source.codes(part.tensor) if part.whole else None
 
     @property
     def dtype(self) -> str:
-        """Stored dtype of the embedding, "BF16", "F16" or "F32": the checkpoint's precision."""
-        return self.info(self.architecture.embedding + ".weight").dtype
+        """The checkpoint's precision, "BF16", "F16" or "F32": that of its embedding."""
+        stored = self.source.dtype(self.architecture.embedding + ".weight")
+        return stored if stored in ("F16", "F32") else "BF16"
+
+    @property
+    def stored_as(self) -> str:
+        """How most of the matrices are stored, such as "BF16" or "fp8-e4m3"."""
+        sizes: dict[str, int] = {}
+        for spec in self.specs:
+            kind = self.source.dtype(spec.source.tensor)
+            sizes[kind] = sizes.get(kind, 0) + spec.parameters
+        return max(sizes, key=lambda kind: sizes[kind])
 
     @property
     def nbytes(self) -> int:
         """Bytes of the architecture's tensors on disk."""
         names = {spec.source.tensor for spec in self.specs}
-        return sum(self._stored(name).nbytes for name in names)
+        return sum(self.source.nbytes(name) for name in names)
 
 
 def shard_names(path: Path) -> list[str]:

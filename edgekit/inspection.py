@@ -52,12 +52,13 @@ def inspect_model(directory: Path) -> Inspection:
     notes: list[str] = []
     dtype, stored, verified = "", 0, False
     files = [*directory.glob("*.safetensors*"), *directory.glob("*.bin"), *directory.glob("*.pt*")]
-    if "quantization_config" in config or "edgekit_scheme" in config:
+    settings = config.get("quantization_config")
+    if "edgekit_scheme" in {**config, **(settings if isinstance(settings, dict) else {})}:
         stored = sum(f.stat().st_size for f in directory.glob("*.safetensors"))
         notes.append("quantized already: the sizes above are those of the original model")
     elif files:
         with Checkpoint(directory) as checkpoint:
-            dtype, stored, verified = checkpoint.dtype, checkpoint.nbytes, True
+            dtype, stored, verified = checkpoint.stored_as, checkpoint.nbytes, True
     else:
         notes.append("no weights here: sizes are computed from the config")
     template = False

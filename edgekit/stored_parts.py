@@ -7,6 +7,7 @@ Families store the same matrix differently: an expert may be its own tensor, one
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,17 +37,35 @@ class Part:
 
     @property
     def rows(self) -> slice | None:
-        """Range of the stored first axis that the part lies in; None for all of it."""
-        if not self.index or (self.split and self.split[0] != self.shape[0]):
+        """Rows of the stored first axis that the part lies in; None for all of them."""
+        if not self.index:
             return None
+        each = self.shape[0] // self.split[0] if self.split else 1
         first = self.index[0]
-        return slice(first, first + 1) if isinstance(first, int) else slice(first[0], first[1])
+        start, stop = (first, first + 1) if isinstance(first, int) else first[:2]
+        return slice(start * each, stop * each)
 
     def view(self, stored: NDArray[Any]) -> NDArray[Any]:
         """The part of a stored array, without a copy where numpy can."""
-        array = stored.reshape(self.split) if self.split else stored
-        if self.index:
-            array = array[tuple(i if isinstance(i, int) else slice(*i) for i in self.index)]
+        return self._indexed(stored, self.split, self.index)
+
+    def read(self, decode: Callable[[slice | None], NDArray[Any]]) -> NDArray[Any]:
+        """The part, of which ``decode`` gives the rows of the stored tensor that it lies in."""
+        values = decode(self.rows)
+        if not self.index:
+            return self._indexed(values, self.split, ())
+        first = self.index[0]
+        count = 1 if isinstance(first, int) else first[1] - first[0]
+        within: int | Range = 0 if isinstance(first, int) else (0, count, first[2])
+        split = (count, *self.split[1:]) if self.split else ()
+        return self._indexed(values, split, (within, *self.index[1:]))
+
+    def _indexed(
+        self, stored: NDArray[Any], split: tuple[int, ...], index: tuple[int | Range, ...]
+    ) -> NDArray[Any]:
+        array = stored.reshape(split) if split else stored
+        if index:
+            array = array[tuple(i if isinstance(i, int) else slice(*i) for i in index)]
         return array.T if self.transposed else array
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -188,12 +188,8 @@ class TensorFile:
         flat = np.frombuffer(self._map, DTYPES[info.dtype][1], count, info.offset)
         return flat.reshape(info.shape)
 
-    def float32(
-        self, name: str, view: Callable[[NDArray[Any]], NDArray[Any]] = lambda array: array
-    ) -> NDArray[np.float32]:
+    def float32(self, name: str) -> NDArray[np.float32]:
         """The tensor as float32: a copy unless it is stored as float32.
-
-        ``view`` picks a part of the stored array, so that only the part is converted.
 
         Raises:
             BadInputError: the tensor is absent, of an integer type, or float8.
@@ -205,13 +201,13 @@ class TensorFile:
                 "convert the checkpoint to bfloat16 first"
             )
         if dtype == "BF16":
-            return (view(self.array(name)).astype(np.uint32, order="C") << 16).view(np.float32)
+            return (self.array(name).astype(np.uint32) << 16).view(np.float32)
         if not dtype.startswith("F"):
             raise BadInputError(
                 f"{self.path}: tensor {name!r} is {dtype}, a floating-point type was expected; "
                 "give the original, unquantized checkpoint"
             )
-        return view(self.array(name)).astype(np.float32, copy=False)
+        return self.array(name).astype(np.float32, copy=False)
 
 
 class TensorFileWriter:
