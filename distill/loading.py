@@ -11,6 +11,7 @@ import torch
 
 from edgekit.architecture import Architecture
 from edgekit.checkpoint import Checkpoint
+from edgekit.distill.transformers_repairs import repair
 from edgekit.errors import BadInputError
 from edgekit.family_table import FAMILIES
 
@@ -42,6 +43,7 @@ def load_model(directory: Path) -> Model:
             experts_implementation="eager",
             attn_implementation="eager" if eager else None,
         )
+    repair(model, str(directory))
     model.eval()
     model.requires_grad_(False)
     return model

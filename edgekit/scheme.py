@@ -24,6 +24,7 @@ from edgekit.errors import BadInputError
 from edgekit.source_formats.integers import unpack_words
 from edgekit.tensorfile import TensorFile
 
+VARIANT_WEIGHTS = "weights.safetensors"  # of a compiled variant
 CONSTANTS = "edgekit.constants"  # U8 tensor: room for the small constants of an OpenVINO graph
 CONSTANTS_BYTES = 256 * 1024
 FLOAT32_ROLES = ("router", "norm", "bias", "vector")

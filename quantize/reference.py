@@ -19,15 +19,15 @@ from edgekit.atomic import write_json
 from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config, write_checkpoint
 from edgekit.describe import describe
 from edgekit.progress import Progress
-from edgekit.scheme import dequantize, read_scheme
+from edgekit.scheme import VARIANT_WEIGHTS, dequantize, read_scheme
 from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
 
 
 def dequantized_checkpoint(quantized: Path, out: Path, progress: Progress) -> None:
-    """Write the float32 checkpoint that a quantized one stands for into the empty ``out``."""
+    """Write the float32 checkpoint that a quantized one, or a variant, stands for into ``out``."""
     scheme = read_scheme(quantized)
     config = plain_config(read_config(quantized))
-    with TensorFile(quantized / WEIGHTS) as file:
+    with TensorFile(weights_file(quantized)) as file:
 
         def tensor(spec: TensorSpec) -> NDArray[np.float32]:
             packing = scheme.packing(spec)
@@ -73,6 +73,12 @@ def transformers_checkpoint(quantized: Path, out: Path, progress: Progress) -> N
         settings["ignore"] = sorted({*settings["ignore"], "lm_head"})
     write_json(out / "config.json", config)
     copy_tokenizer(quantized, out)
+
+
+def weights_file(directory: Path) -> Path:
+    """The weights of a quantized checkpoint or of a variant."""
+    compiled = directory / VARIANT_WEIGHTS
+    return compiled if compiled.is_file() else directory / WEIGHTS
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,9 @@ from edgekit.errors import BadInputError
 from edgekit.layout import layout
 from edgekit.progress import Progress
 from edgekit.rules import TARGETS, check_target
-from edgekit.scheme import Scheme, read_scheme
+from edgekit.scheme import VARIANT_WEIGHTS, Scheme, read_scheme
 from edgekit.tensorfile import read_header
 
-VARIANT_WEIGHTS = "weights.safetensors"
 COPY_CHUNK = 16 << 20
 
 
