@@ -29,6 +29,8 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors reference impleme
 DATA_ALIGNMENT = 64
 MAX_DIMENSIONS = 64  # of a numpy array
 READ_BYTES = 8 << 20  # of a file, widened and forgotten at once
+WILL_NEED: int | None = getattr(mmap, "MADV_WILLNEED", None)  # None on Windows
+DONT_NEED: int | None = getattr(mmap, "MADV_DONTNEED", None)
 WRITEBACK_BYTES = 64 << 20  # written between two nudges to the disk
 
 # safetensors dtype -> (bits per element, numpy dtype of the stored bytes)
@@ -197,8 +199,8 @@ class TensorFile:
     def float32(self, name: str, part: Any = ...) -> NDArray[np.float32]:
         """A copy of the tensor as float32, or of the ``part`` that a basic numpy index names.
 
-        ``part`` may be some rows of a matrix, or one expert of a tensor that holds all of them;
-        nothing else is read.
+        ``part`` may be some rows of a matrix, or one expert of a tensor that holds all of them (not
+        a single number); nothing else is read.
 
         Raises:
             BadInputError: the tensor is absent, of an integer type, or float8.
@@ -214,25 +216,27 @@ class TensorFile:
                 f"{self.path}: tensor {name!r} is {dtype}, a floating-point type was expected; "
                 "give the original, unquantized checkpoint"
             )
-        stored = np.atleast_1d(self.array(name)[part])
+        selected = self.array(name)[part]
+        stored = np.atleast_1d(selected)
         values = np.empty(stored.shape, np.float32)
         for rows in _pieces(stored):
+            self._advise(WILL_NEED, stored[rows])  # in one request, not as page after page is met
             if dtype == "BF16":
                 wide = values[rows].view(np.uint32)
                 np.left_shift(stored[rows], 16, out=wide, dtype=np.uint32)
             else:
                 values[rows] = stored[rows]
-            self._forget(stored[rows])
-        return values.reshape(self.array(name)[part].shape)
+            self._advise(DONT_NEED, stored[rows])
+        return values.reshape(selected.shape)
 
-    def _forget(self, view: NDArray[Any]) -> None:
-        """Take the pages below a view of the map out of the resident set (not on Windows)."""
-        if not hasattr(mmap, "MADV_DONTNEED") or not view.size:
+    def _advise(self, advice: int | None, view: NDArray[Any]) -> None:
+        """Tell the system what becomes of the pages below a view of the map, where it listens."""
+        if advice is None or not view.size:
             return
         base = np.lib.array_utils.byte_bounds(np.frombuffer(self._map, np.uint8))[0]
         begin, end = (place - base for place in np.lib.array_utils.byte_bounds(view))
         begin -= begin % mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+        self._map.madvise(advice, begin, end - begin)
 
 
 def _pieces(stored: NDArray[Any]) -> Iterator[slice]:

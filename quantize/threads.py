@@ -11,6 +11,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 WAITING = 2  # items beyond those that are worked on
+MOST_WORKERS = 16  # beyond, Python's lock and the disk set the pace, and memory would not
 READERS = 1  # threads beyond the cores: while one waits for the disk, no core idles
 
 
@@ -31,7 +32,7 @@ def bounded_map(
     it: what has not begun never does, what has begun is waited for, and the exception is raised as
     it is. Use it inside :class:`contextlib.closing`.
     """
-    workers = workers or cores() + READERS
+    workers = workers or min(cores() + READERS, MOST_WORKERS)
     pool = ThreadPoolExecutor(workers)
     running: deque[Future[Result]] = deque()
     try:
