@@ -73,8 +73,8 @@ def quantize_matrix(
     Raises:
         NotFiniteError: ``weights`` hold NaN or infinity.
     """
-    codes, scale, _ = _quantize(weights, packing, method)
-    return codes, scale.astype(np.float16)
+    found = _quantize(weights, packing, method)
+    return found.codes, found.scale.astype(np.float16)
 
 
 def pack_matrix(weights: Float, packing: Packing, method: Method = "mse") -> PackedMatrix:
@@ -83,10 +83,8 @@ def pack_matrix(weights: Float, packing: Packing, method: Method = "mse") -> Pac
     Raises:
         NotFiniteError: ``weights`` hold NaN or infinity.
     """
-    codes, scale, inexact = _quantize(weights, packing, method)
-    groups = _grouped(weights, packing)
-    norms = _dot(groups, groups)
-    # the codes' error is in units of the scale; a group whose scale is 0 loses all that it was
+    codes, scale, inexact, norms = _quantize(weights, packing, method)
+    # a group whose scale is 0 loses all that it was
     errors = np.where(scale == 0, norms, inexact * np.square(scale))
     words = pack(codes, packing.bits)
     return PackedMatrix(words, scale.astype(np.float16), _sum(errors), _sum(norms))
@@ -103,23 +101,28 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     return raw.view(np.int32)
 
 
-def _quantize(
-    weights: Float, packing: Packing, method: Method
-) -> tuple[NDArray[np.uint8], Float, Float]:
-    """Codes [N, K], scales [N, K / g], and per group the squared error in units of the scale."""
+class _Quantized(NamedTuple):
+    codes: NDArray[np.uint8]  # [N, K]
+    scale: Float  # [N, K / g], as the next two
+    inexact: Float  # squared error of each group, in units of its scale
+    norms: Float  # squared norm of each group
+
+
+def _quantize(weights: Float, packing: Packing, method: Method) -> _Quantized:
     scale = _first_scale(weights, packing)
-    inexact = np.empty_like(scale)
+    inexact, norms = np.empty_like(scale), np.empty_like(scale)
     signed = np.empty(weights.shape, np.int8)
     for part, groups, scratch in _slices(weights, packing):
         if method == "mse":
             scale[part] = _search(groups, scale[part], packing, scratch)
         codes = _codes(groups, scale[part], packing, scratch)
+        _dot(groups, groups, norms[part])
         np.copyto(_grouped(signed[part], packing), codes, casting="unsafe")
-        np.subtract(scratch.unrounded, codes, out=scratch.unrounded)
-        _dot(scratch.unrounded, scratch.unrounded, inexact[part])
+        difference = np.subtract(scratch.unrounded, codes, out=scratch.unrounded)
+        _dot(difference, difference, inexact[part])
     unsigned = signed.view(np.uint8)
     unsigned += np.uint8(packing.zero_point)  # wraps around as it should
-    return unsigned, scale, inexact
+    return _Quantized(unsigned, scale, inexact, norms)
 
 
 def _slices(weights: Float, packing: Packing) -> Iterator[tuple[slice, Float, _Scratch]]:
