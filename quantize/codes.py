@@ -158,7 +158,7 @@ def _first_scale(weights: Float, packing: Packing) -> Float:
         groups.view(np.int32).max(-1, out=high[part].view(np.int32))
         groups.view(np.uint32).max(-1, out=low[part].view(np.uint32))
     if not (np.isfinite(high).all() and np.isfinite(low).all()):
-        raise NotFiniteError
+        raise NotFiniteError("a matrix holds NaN or infinity")
     extreme: Float = np.where(high > -low, high, low)
     return _round_scale(extreme / np.float32(-packing.zero_point))
 
