@@ -141,10 +141,10 @@ class Checkpoint:
             )
         return self._where[name].info(name)
 
-    def float32(self, name: str) -> NDArray[np.float32]:
-        """One tensor as float32 (bf16, f16 and f32 are read)."""
+    def float32(self, name: str, part: Any = ...) -> NDArray[np.float32]:
+        """One tensor as float32 (bf16, f16 and f32 are read), or a part of it."""
         self.info(name)
-        return self._where[name].float32(name)
+        return self._where[name].float32(name, part)
 
     @property
     def dtype(self) -> str:

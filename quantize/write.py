@@ -81,11 +81,11 @@ def quantize(
 
 @dataclass(frozen=True)
 class _Piece:
-    """A tensor, or the rows of it that begin at ``first_row`` and were read already."""
+    """A tensor, or its rows from ``first_row`` to before ``end``."""
 
     spec: TensorSpec
     first_row: int | None = None
-    rows: NDArray[np.float32] | None = None
+    end: int | None = None
 
 
 class _Conversion:
@@ -100,20 +100,19 @@ class _Conversion:
         self.method = method
 
     def pieces(self) -> Iterator[_Piece]:
-        """All tensors in forward order; the large ones are read here and cut into rows."""
+        """All tensors in forward order, the large ones in rows."""
         for spec in self.checkpoint.specs:
             if spec.parameters <= PIECE_ELEMENTS:
                 yield _Piece(spec)
                 continue
-            values = self.checkpoint.float32(spec.name)
-            step = max(1, PIECE_ELEMENTS * len(values) // spec.parameters)
-            for start in range(0, len(values), step):
-                yield _Piece(spec, start, values[start : start + step])
+            step = max(1, PIECE_ELEMENTS * spec.shape[0] // spec.parameters)
+            for start in range(0, spec.shape[0], step):
+                yield _Piece(spec, start, start + step)
 
     def convert(self, piece: _Piece) -> tuple[int, float, float]:
         """Write ``piece``; returns its elements and, where packed, ||w - q||^2 and ||w||^2."""
         spec = piece.spec
-        values = self.checkpoint.float32(spec.name) if piece.rows is None else piece.rows
+        values = self.checkpoint.float32(spec.name, slice(piece.first_row, piece.end))
         packing = self.scheme.packing(spec)
         if packing is None:
             self._write_floats(piece, values)
