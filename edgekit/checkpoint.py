@@ -150,17 +150,20 @@ class Checkpoint:
         """Tensors of the architecture, in forward order."""
         return list(self.architecture.tensors())
 
-    def float32(self, name: str) -> NDArray[np.float32]:
-        """One tensor of the architecture as float32, in its own memory and order."""
+    def float32(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        """One tensor of the architecture as float32, or some of its rows, in its own order."""
         spec = self.architecture.by_name[name]
         part = spec.source
-        values = part.read(lambda rows: self.source.float32(part.tensor, rows))
-        return np.ascontiguousarray(values).reshape(spec.shape)
+        if part.whole and not part.split:
+            return self.source.float32(part.tensor, rows)
+        values = part.read(lambda stored: self.source.float32(part.tensor, stored))
+        whole = np.ascontiguousarray(values).reshape(spec.shape)
+        return whole if rows is None else whole[rows]
 
-    def codes(self, name: str) -> Codes | None:
-        """The integers of a matrix of the architecture, if it is stored whole and in our form."""
+    def codes(self, name: str, rows: slice | None = None) -> Codes | None:
+        """The integers of a matrix, or of its rows, if it is stored whole and in edgekit's form."""
         part = self.architecture.by_name[name].source
-        return self.source.codes(part.tensor) if part.whole else None
+        return self.source.codes(part.tensor, rows) if part.whole else None
 
     @property
     def dtype(self) -> str:

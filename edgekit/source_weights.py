@@ -146,16 +146,17 @@ class SourceWeights:
     def float32(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         """The tensor, or rows of its first axis (experts, where they are in one tensor).
 
-        Working memory is a small multiple of what is returned. The result may be a read-only view
-        of the file (plain float32) or transposed in memory (MXFP4).
+        Working memory is a small multiple of what is returned. The result may be transposed in
+        memory (MXFP4).
         """
         tensor = self._get(name)
-        count = tensor.shape[0] if tensor.shape else 1
-        start, stop, step = (rows or slice(None)).indices(count)
-        if step != 1:
-            raise ValueError(f"rows of {name} are read in order, not with a step of {step}")
+        start, stop = _range(tensor, name, rows)
         with np.errstate(over="ignore", invalid="ignore"):  # who uses the weights checks them
-            return tensor.decode(start, max(start, stop))
+            values = tensor.decode(start, stop)
+        if not isinstance(tensor, PlainTensor):
+            for part in tensor.parts:
+                self._tensors.forget(part)
+        return values
 
     def misfit(self, name: str) -> str | None:
         """Why :meth:`codes` gives None, as a clause ("its zero points are not all 8 ..."), or None.
@@ -167,13 +168,24 @@ class SourceWeights:
             return tensor.misfit()
         return f"it is stored as {tensor.dtype}, not as integers"
 
-    def codes(self, name: str) -> Codes | None:
-        """The matrix in edgekit's own form, if that is exactly what the file says; else None.
+    def codes(self, name: str, rows: slice | None = None) -> Codes | None:
+        """The matrix, or rows of it, in edgekit's own form if it is exactly that; else None.
 
         Where it is not None, ``(codes - 2^(bits-1)) * scales`` equals :meth:`float32` bit by bit.
         """
         tensor = self._get(name)
-        return tensor.codes() if isinstance(tensor, IntegerMatrix) else None
+        if not isinstance(tensor, IntegerMatrix):
+            return None
+        start, stop = _range(tensor, name, rows)
+        return tensor.codes(start, stop)
+
+
+def _range(tensor: StoredTensor, name: str, rows: slice | None) -> tuple[int, int]:
+    count = tensor.shape[0] if tensor.shape else 1
+    start, stop, step = (rows or slice(None)).indices(count)
+    if step != 1:
+        raise ValueError(f"rows of {name} are read in order, not with a step of {step}")
+    return start, max(start, stop)
 
 
 def _reader(settings: ConfigReader) -> Reader:

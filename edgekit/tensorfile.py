@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
-from collections.abc import Iterable, Mapping
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +28,10 @@ from edgekit.errors import BadInputError, EdgekitError
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors reference implementation
 DATA_ALIGNMENT = 64
 MAX_DIMENSIONS = 64  # of a numpy array
+READ_BYTES = 8 << 20  # of a file, widened and forgotten at once
+WILL_NEED: int | None = getattr(mmap, "MADV_WILLNEED", None)  # None on Windows
+DONT_NEED: int | None = getattr(mmap, "MADV_DONTNEED", None)
+WRITEBACK_BYTES = 64 << 20  # written between two nudges to the disk
 
 # safetensors dtype -> (bits per element, numpy dtype of the stored bytes)
 DTYPES: dict[str, tuple[int, str]] = {
@@ -152,7 +158,10 @@ def _check_extent(path: Path, tensors: Iterable[TensorInfo], base: int, size: in
 class TensorFile:
     """A safetensors file mapped into memory, read only.
 
-    ``array`` returns views of the map: keep the file open while they are used.
+    ``array`` returns views of the map: keep the file open while they are used. ``float32`` returns
+    copies, and takes the pages that it read out of the process's memory again, or a file that is
+    read once from end to end would in the end be resident as a whole. A view that lies there too
+    stays valid: the system brings a page back when it is touched. Threads may read at once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -188,8 +197,11 @@ class TensorFile:
         flat = np.frombuffer(self._map, DTYPES[info.dtype][1], count, info.offset)
         return flat.reshape(info.shape)
 
-    def float32(self, name: str) -> NDArray[np.float32]:
-        """The tensor as float32: a copy unless it is stored as float32.
+    def float32(self, name: str, part: Any = ...) -> NDArray[np.float32]:
+        """A copy of the tensor as float32, or of the ``part`` that a basic numpy index names.
+
+        ``part`` may be some rows of a matrix, or one expert of a tensor that holds all of them (not
+        a single number); nothing else is read.
 
         Raises:
             BadInputError: the tensor is absent, of an integer type, or float8.
@@ -200,22 +212,51 @@ class TensorFile:
                 f"{self.path}: tensor {name!r} is {dtype}; float8 weights are not read yet, "
                 "convert the checkpoint to bfloat16 first"
             )
-        if dtype == "BF16":
-            return (self.array(name).astype(np.uint32) << 16).view(np.float32)
-        if not dtype.startswith("F"):
+        if not dtype.startswith(("F", "BF")):
             raise BadInputError(
                 f"{self.path}: tensor {name!r} is {dtype}, a floating-point type was expected; "
                 "give the original, unquantized checkpoint"
             )
-        return self.array(name).astype(np.float32, copy=False)
+        selected = self.array(name)[part]
+        stored = np.atleast_1d(selected)
+        values = np.empty(stored.shape, np.float32)
+        for rows in _pieces(stored):
+            self._advise(WILL_NEED, stored[rows])  # in one request, not as page after page is met
+            if dtype == "BF16":
+                wide = values[rows].view(np.uint32)
+                np.left_shift(stored[rows], 16, out=wide, dtype=np.uint32)
+            else:
+                values[rows] = stored[rows]
+            self._advise(DONT_NEED, stored[rows])
+        return values.reshape(selected.shape)
+
+    def forget(self, name: str) -> None:
+        """Take the pages of a tensor that was read through ``array`` out of memory again."""
+        self._advise(DONT_NEED, self.array(name))
+
+    def _advise(self, advice: int | None, view: NDArray[Any]) -> None:
+        """Tell the system what becomes of the pages below a view of the map, where it listens."""
+        if advice is None or not view.size:
+            return
+        base = np.lib.array_utils.byte_bounds(np.frombuffer(self._map, np.uint8))[0]
+        begin, end = (place - base for place in np.lib.array_utils.byte_bounds(view))
+        begin -= begin % mmap.PAGESIZE
+        self._map.madvise(advice, begin, end - begin)
+
+
+def _pieces(stored: NDArray[Any]) -> Iterator[slice]:
+    """Slices along the first axis of about ``READ_BYTES``."""
+    rows = len(stored)
+    step = max(1, READ_BYTES * rows // max(stored.nbytes, 1))
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 class TensorFileWriter:
     """Writes a safetensors file whose layout is decided first, one tensor at a time.
 
     Tensors are stored in the order of ``layout``; the data begin at a multiple of 64 bytes.
-    ``write`` may be called in any order. Use it inside :func:`edgekit.atomic.atomic_directory`:
-    a file that was not closed is not valid.
+    ``write`` may be called in any order and by several threads. Use it inside
+    :func:`edgekit.atomic.atomic_directory`: a file that was not closed is not valid.
     """
 
     def __init__(
@@ -241,8 +282,10 @@ class TensorFileWriter:
         }
         if len(self.tensors) != len(placed):
             raise EdgekitError(f"{path}: a tensor name occurs twice in the layout")
-        self._missing = set(self.tensors)
+        self._missing = {name: info.nbytes for name, info in self.tensors.items()}
+        self._lock = threading.Lock()
         self._file = path.open("wb")
+        self._writeback = Writeback(self._file.fileno())
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._file.truncate(base + position)
 
@@ -260,19 +303,59 @@ class TensorFileWriter:
             names = ", ".join(sorted(self._missing)[:3])
             raise EdgekitError(f"{self.path}: {len(self._missing)} tensors not written: {names}")
 
-    def write(self, name: str, values: NDArray[Any]) -> None:
-        """Write one tensor; float32 values are rounded to bfloat16 where the layout says BF16."""
+    def write(self, name: str, values: NDArray[Any], first_row: int | None = None) -> None:
+        """Write one tensor, or with ``first_row`` the rows of it that begin there.
+
+        float32 values are rounded to bfloat16 where the layout says BF16.
+        """
         info = self.tensors[name]
         if info.dtype == "BF16" and values.dtype == np.float32:
             values = float32_to_bfloat16(values)
-        if tuple(values.shape) != info.shape or values.nbytes != info.nbytes:
+        self._check(info, values, first_row)
+        offset = info.offset
+        if first_row:
+            offset += first_row * (values.nbytes // len(values))
+        content = np.ascontiguousarray(values).data.cast("B") if values.size else b""
+        with self._lock:
+            self._file.seek(offset)
+            self._file.write(content)
+            self._writeback.written(offset, len(content))
+            left = self._missing.pop(name, 0) - len(content)
+            if left > 0:
+                self._missing[name] = left
+
+    def _check(self, info: TensorInfo, values: NDArray[Any], first_row: int | None) -> None:
+        expected = info
+        if first_row is not None:
+            rows = min(len(values), max(0, info.shape[0] - first_row))
+            expected = TensorInfo(info.name, info.dtype, (rows, *info.shape[1:]))
+        if tuple(values.shape) != expected.shape or values.nbytes != expected.nbytes:
+            at = "" if first_row is None else f" at row {first_row}"
             raise EdgekitError(
-                f"{self.path}: {name} is {values.dtype}{list(values.shape)}, the layout says "
-                f"{info.dtype}{list(info.shape)}"
+                f"{self.path}: {info.name} is {values.dtype}{list(values.shape)}{at}, the layout "
+                f"says {info.dtype}{list(info.shape)}"
             )
-        self._file.seek(info.offset)
-        self._file.write(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
-        self._missing.discard(name)
+
+
+class Writeback:
+    """Has the disk begin with what was written, where the system can be asked.
+
+    Written pages otherwise wait in memory while the disk idles, until the final ``fsync`` waits for
+    all of them.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._places: list[tuple[int, int]] = []
+
+    def written(self, offset: int, count: int) -> None:
+        """``count`` bytes were written at ``offset``."""
+        self._places.append((offset, offset + count))
+        if sum(end - begin for begin, end in self._places) >= WRITEBACK_BYTES:
+            begin, end = min(b for b, _ in self._places), max(e for _, e in self._places)
+            self._places.clear()
+            if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
+                os.posix_fadvise(self._descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 def float32_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -1,14 +1,17 @@
-"""Write a quantized checkpoint: compressed-tensors ``pack-quantized``, one tensor at a time.
+"""Write a quantized checkpoint: compressed-tensors ``pack-quantized``, whatever its size.
 
-The layout of the file is what the runtimes read in place (:mod:`edgekit.scheme`). The last tensor,
-``edgekit.constants``, is room for the small constants of the OpenVINO graph.
+The layout of the file is known before the first weight is read (:mod:`edgekit.layout`), so every
+piece goes to its place as soon as it is done. A piece is a tensor, or some rows of a large one;
+each thread reads one, quantizes and packs it, writes it, and forgets it. Memory holds the pieces in
+flight, never the model. The last tensor, ``edgekit.constants``, is room for the small constants of
+the OpenVINO graph.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +24,25 @@ from edgekit.checkpoint import WEIGHTS, Checkpoint, copy_tokenizer
 from edgekit.errors import BadInputError
 from edgekit.layout import check_groups, layout
 from edgekit.progress import Progress
-from edgekit.quantize.codes import Method, pack, quantize_matrix
-from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Packing, Scheme, float_dtype, unpack
+from edgekit.quantize.codes import Method, NotFiniteError, pack, pack_matrix, quantize_matrix
+from edgekit.quantize.threads import bounded_map
+from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Packing, Scheme, float_dtype
 from edgekit.tensorfile import DTYPES, TensorFileWriter
 
-ROWS_AT_ONCE = 1 << 20  # elements of one slice; bounds the working memory of the search
-Packed = tuple[NDArray[np.int32], NDArray[np.float16]]
+PIECE_ELEMENTS = 1 << 22  # a tensor of more goes in pieces of this size, 16 MB of float32
 
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """What was written. ``relative_error`` is ||w - q||^2 / ||w||^2 over all packed matrices."""
+    """What was written. ``relative_error`` is ||w - q||^2 / ||w||^2 over all packed matrices.
+
+    ``taken_over`` parameters kept the integers that the checkpoint had.
+    """
 
     scheme: str
     method: str
     parameters: int
+    taken_over: int
     size_bytes: int
     bits_per_weight: float
     relative_error: float
@@ -55,74 +62,127 @@ def quantize(
         check_groups(architecture, scheme, str(model / "config.json"))
         tensors = list(layout(architecture, scheme))
         total = architecture.parameters()
-        error = weight = 0.0
+        taken, error, weight = 0, 0.0, 0.0
         with (
             TensorFileWriter(out / WEIGHTS, tensors, {"format": "pt"}) as writer,
             progress.task(f"quantize to {scheme.name}", total) as task,
         ):
-            for spec in checkpoint.specs:
-                values = _finite(checkpoint, spec)
-                packing = scheme.packing(spec)
-                if packing is None:
-                    dtype = DTYPES[float_dtype(spec, scheme)][1]
-                    writer.write(spec.name, values.astype(dtype))
-                else:
-                    (codes, scales), lost = _quantize_rows(values, packing, method)
-                    error, weight = error + lost, weight + float(np.vdot(values, values))
-                    writer.write(spec.name + "_packed", codes)
-                    writer.write(spec.name + "_scale", scales)
-                    writer.write(spec.name + "_shape", np.array(spec.shape, np.int64))
-                task.advance(spec.parameters)
+            conversion = _Conversion(checkpoint, writer, scheme, method)
+            with closing(bounded_map(conversion.convert, conversion.pieces())) as results:
+                for count, kept, lost, norm in results:
+                    taken, error, weight = taken + kept, error + lost, weight + norm
+                    task.advance(count)
             writer.write(CONSTANTS, np.zeros(CONSTANTS_BYTES, np.uint8))
         config = quantized_config(checkpoint.config, architecture, scheme)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
     copy_tokenizer(model, out)
     size = (out / WEIGHTS).stat().st_size
-    return QuantizeReport(
-        scheme.name, method, total, size, 8 * size / total, error / weight if weight else 0.0
-    )
+    lost = error / weight if weight else 0.0
+    return QuantizeReport(scheme.name, method, total, taken, size, 8 * size / total, lost)
 
 
-def _finite(checkpoint: Checkpoint, spec: TensorSpec) -> NDArray[np.float32]:
-    values = checkpoint.float32(spec.name)
-    if not np.isfinite(values).all():
-        raise BadInputError(
-            f"{checkpoint.path}: tensor {spec.name!r} holds NaN or infinity; the checkpoint is "
-            "broken, train or download it again"
+@dataclass(frozen=True)
+class _Piece:
+    """A tensor, or its rows from ``first_row`` to before ``end``."""
+
+    spec: TensorSpec
+    first_row: int | None = None
+    end: int | None = None
+
+    @property
+    def range(self) -> slice | None:
+        """The rows; None for all."""
+        return None if self.first_row is None else slice(self.first_row, self.end)
+
+
+class _Conversion:
+    """What the threads share: where weights come from, where they go, and how they change."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, writer: TensorFileWriter, scheme: Scheme, method: Method
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.writer = writer
+        self.scheme = scheme
+        self.method = method
+
+    def pieces(self) -> Iterator[_Piece]:
+        """All tensors in forward order, the large ones in rows."""
+        for spec in self.checkpoint.specs:
+            # a part of a bigger tensor is read as one, whose rows need not lie together
+            if spec.parameters <= PIECE_ELEMENTS or not spec.source.whole:
+                yield _Piece(spec)
+                continue
+            step = max(1, PIECE_ELEMENTS * spec.shape[0] // spec.parameters)
+            for start in range(0, spec.shape[0], step):
+                yield _Piece(spec, start, start + step)
+
+    def convert(self, piece: _Piece) -> tuple[int, int, float, float]:
+        """Write ``piece``; returns its elements, how many kept their integers, and of the others
+        that are packed ||w - q||^2 and ||w||^2."""
+        spec = piece.spec
+        packing = self.scheme.packing(spec)
+        if packing and (count := self._take_over(piece, packing)):
+            return count, count, 0.0, 0.0
+        values = self.checkpoint.float32(spec.name, piece.range)
+        if packing is None:
+            self._write_floats(piece, values)
+            return values.size, 0, 0.0, 0.0
+        try:
+            packed = pack_matrix(values, packing, self.method)
+        except NotFiniteError:
+            raise self._not_finite(spec) from None
+        self._write_packed(piece, packed.words, packed.scales)
+        return values.size, 0, packed.squared_error, packed.squared_norm
+
+    def _take_over(self, piece: _Piece, packing: Packing) -> int:
+        """Write the integers that the checkpoint has, where they fit; returns how many."""
+        stored = self.checkpoint.codes(piece.spec.name, piece.range)
+        if stored is None or stored.bits != packing.bits:
+            return 0
+        stored = stored.regrouped(packing.group_size)
+        if stored is None:
+            return 0
+        self._write_packed(piece, pack(stored.codes, stored.bits), stored.scales)
+        return stored.codes.size
+
+    def _write_packed(
+        self, piece: _Piece, words: NDArray[np.int32], scales: NDArray[np.float16]
+    ) -> None:
+        spec = piece.spec
+        self.writer.write(spec.name + "_packed", words, piece.first_row)
+        self.writer.write(spec.name + "_scale", scales, piece.first_row)
+        if not piece.first_row:
+            self.writer.write(spec.name + "_shape", np.array(spec.shape, np.int64))
+
+    def _write_floats(self, piece: _Piece, values: NDArray[np.float32]) -> None:
+        if not np.isfinite(values).all():
+            raise self._not_finite(piece.spec)
+        dtype = DTYPES[float_dtype(piece.spec, self.scheme)][1]
+        self.writer.write(piece.spec.name, values.astype(dtype, copy=False), piece.first_row)
+
+    def _not_finite(self, spec: TensorSpec) -> BadInputError:
+        return BadInputError(
+            f"{self.checkpoint.path}: tensor {spec.name!r} holds NaN or infinity; the checkpoint "
+            "is broken, train or download it again"
         )
-    return values
-
-
-def _quantize_rows(
-    values: NDArray[np.float32], packing: Packing, method: Method
-) -> tuple[Packed, float]:
-    """Quantize a matrix in row slices on all cores; returns it packed, and the squared error."""
-    step = max(1, ROWS_AT_ONCE // values.shape[1])
-
-    def one(start: int) -> tuple[NDArray[np.int32], NDArray[np.float16], float]:
-        part = values[start : start + step]
-        codes, scales = quantize_matrix(part, packing, method)
-        back = (codes.astype(np.float32) - packing.zero_point).reshape(*scales.shape, -1)
-        back *= scales.astype(np.float32)[..., None]
-        difference = back.reshape(part.shape) - part
-        return pack(codes, packing.bits), scales, float(np.vdot(difference, difference))
-
-    with ThreadPoolExecutor() as pool:
-        parts = list(pool.map(one, range(0, len(values), step)))
-    codes = np.concatenate([p[0] for p in parts])
-    scales = np.concatenate([p[1] for p in parts])
-    return (codes, scales), sum(p[2] for p in parts)
 
 
 def fake_quantized(
     values: NDArray[np.float32], packing: Packing, method: Method = "mse"
 ) -> NDArray[np.float32]:
     """The matrix [N, K] that the packed form of ``values`` stands for."""
-    (codes, scales), _ = _quantize_rows(values, packing, method)
-    unpacked = unpack(codes, packing.bits).astype(np.float32) - packing.zero_point
-    grouped = unpacked.reshape(*scales.shape, packing.group_size)
-    return (grouped * scales.astype(np.float32)[..., None]).reshape(values.shape)
+    step = max(1, PIECE_ELEMENTS // values.shape[1])
+
+    def one(start: int) -> NDArray[np.float32]:
+        codes, scales = quantize_matrix(values[start : start + step], packing, method)
+        signed = codes.astype(np.float32) - packing.zero_point
+        grouped = signed.reshape(*scales.shape, packing.group_size)
+        return (grouped * scales.astype(np.float32)[..., None]).reshape(codes.shape)
+
+    with closing(bounded_map(one, range(0, len(values), step))) as parts:
+        return np.concatenate(list(parts))
 
 
 def quantized_config(

@@ -6,12 +6,15 @@ or file set per runtime. Nothing is converted: the graphs point into the weights
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from edgekit.architecture import Architecture
+from edgekit.atomic import FULL
 from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config
 from edgekit.describe import describe
 from edgekit.errors import BadInputError
@@ -19,7 +22,7 @@ from edgekit.layout import layout
 from edgekit.progress import Progress
 from edgekit.rules import TARGETS, check_target
 from edgekit.scheme import VARIANT_WEIGHTS, Scheme, read_scheme
-from edgekit.tensorfile import read_header
+from edgekit.tensorfile import Writeback, read_header
 
 COPY_CHUNK = 16 << 20
 
@@ -93,14 +96,38 @@ def _write_graph(runtime: str, out: Path) -> None:
 
 def _copy_weights(source: Path, target: Path, progress: Progress) -> None:
     """A copy, not a link: the OpenVINO writer fills the file's room for constants."""
+    size = source.stat().st_size
     with (
-        progress.task("copy the weights", source.stat().st_size) as task,
-        source.open("rb") as reader,
-        target.open("wb") as writer,
+        progress.task("copy the weights", size) as task,
+        source.open("rb", buffering=0) as reader,
+        target.open("wb", buffering=0) as writer,
     ):
-        while chunk := reader.read(COPY_CHUNK):
-            writer.write(chunk)
-            task.advance(len(chunk))
+        writeback, copied = Writeback(writer.fileno()), 0
+        while count := _copy_inside(reader, writer) or _copy_through(reader, writer):
+            writeback.written(copied, count)
+            copied += count
+            task.advance(count)
+
+
+def _copy_inside(reader: FileIO, writer: FileIO) -> int:
+    """Have the kernel copy the next bytes, which some file systems do by sharing them."""
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    try:
+        return os.copy_file_range(reader.fileno(), writer.fileno(), COPY_CHUNK)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        return 0  # two file systems, or one that cannot
+
+
+def _copy_through(reader: FileIO, writer: FileIO) -> int:
+    """Copy the next bytes through memory."""
+    chunk = memoryview(reader.read(COPY_CHUNK))
+    left = chunk
+    while left:
+        left = left[writer.write(left) :]
+    return len(chunk)
 
 
 def _bytes(directory: Path) -> int:

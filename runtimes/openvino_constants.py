@@ -7,6 +7,7 @@ ones (rotary frequencies, shapes, epsilons) are collected and laid out in the fi
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,28 @@ PACKED_TYPES = {4: ov.Type.u4, 8: ov.Type.u8}
 Node = Any  # openvino.Node
 
 
+def _stand_in(weights: Path) -> NDArray[np.uint8]:
+    """Bytes as many as the file's, for constants to lie on while the graph is made.
+
+    The graph needs the places of the weights, not their values, but OpenVINO's serializer looks at
+    every byte of every constant: over the file that would bring all of it into memory. These are
+    zeros that take none: pages of an anonymous map that are only read are one page of the system.
+    """
+    size = weights.stat().st_size
+    if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows would set memory aside for all of it
+        return np.memmap(weights, np.uint8, mode="c")
+    # private, or the system would give each page that is read a place of its own; read only, or it
+    # would count all of it as memory that may be asked for
+    zeros = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
+    return np.frombuffer(zeros, np.uint8)
+
+
 class ConstantPool(StoredTensors):
     """Makes the constants of one graph and remembers where each lies in the weights file."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__(weights)
-        self._bytes = np.memmap(weights, np.uint8, mode="c")  # OpenVINO wants a writable view
+        self._bytes = _stand_in(weights)
         self._small: dict[bytes, str] = {}
         self._alive: list[Any] = []  # a tensor over freed memory is a crash
         self.offsets: dict[str, int] = {}  # constant's friendly name -> absolute offset

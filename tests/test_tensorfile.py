@@ -1,6 +1,7 @@
 """The safetensors reader and writer against the safetensors library, and against noise."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load_file, save_file
 
+from edgekit import tensorfile
 from edgekit.errors import BadInputError, EdgekitError
 from edgekit.tensorfile import (
     DATA_ALIGNMENT,
@@ -112,6 +114,56 @@ def test_a_deeply_nested_header_is_refused(tmp_path, kind, depth):
     path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
     with pytest.raises(BadInputError, match=r"x\.safetensors: "):
         read_header(path)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+@pytest.mark.parametrize(
+    "part", [..., 1, (2, 3), slice(1, None, 2), (slice(None), slice(5, 40)), slice(0, 0)]
+)
+def test_float32_of_a_part_is_the_part_of_float32(tmp_path, monkeypatch, dtype, part):
+    monkeypatch.setattr(tensorfile, "READ_BYTES", 100)  # several reads even of these
+    values = np.random.default_rng(0).standard_normal((3, 41, 53)).astype(np.float32)
+    stored = {"F16": np.float16, "F64": np.float64}.get(dtype, np.float32)
+    with TensorFileWriter(tmp_path / "x", [TensorInfo("a", dtype, values.shape)]) as writer:
+        writer.write("a", values.astype(stored))
+    expected = values.astype(stored).astype(np.float32)
+    if dtype == "BF16":
+        expected = torch.from_numpy(values).bfloat16().float().numpy()
+    with TensorFile(tmp_path / "x") as file:
+        before = file.array("a")
+        found = file.float32("a", part)
+        np.testing.assert_array_equal(found, expected[part])
+        assert found.shape == expected[part].shape
+        found += 1  # a copy: neither the file nor a view of it changes
+        np.testing.assert_array_equal(file.float32("a"), expected)
+        assert before.size == values.size and before.tobytes() == file.array("a").tobytes()
+
+
+def test_rows_written_by_several_threads_make_the_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorfile, "WRITEBACK_BYTES", 1000)
+    values = np.arange(97 * 31, dtype=np.float32).reshape(97, 31)
+    layout = [TensorInfo("a", "F32", (3,)), TensorInfo("b", "F32", values.shape)]
+    with TensorFileWriter(tmp_path / "x", layout) as writer, ThreadPoolExecutor(4) as pool:
+        writes = [pool.submit(writer.write, "b", values[i : i + 5], i) for i in range(0, 97, 5)]
+        writes.append(pool.submit(writer.write, "a", np.ones(3, np.float32)))
+        for write in writes:
+            write.result()
+    np.testing.assert_array_equal(load_file(tmp_path / "x")["b"], values)
+
+
+def test_rows_that_are_missing_or_outside_are_a_defect(tmp_path):
+    layout = [TensorInfo("a", "F32", (4, 2))]
+    with (
+        pytest.raises(EdgekitError, match="1 tensors not written: a"),
+        TensorFileWriter(tmp_path / "x", layout) as writer,
+    ):
+        writer.write("a", np.zeros((3, 2), np.float32), 0)
+    for first in (2, 5):
+        with (
+            pytest.raises(EdgekitError, match=rf"at row {first}, the layout says"),
+            TensorFileWriter(tmp_path / "x", layout) as writer,
+        ):
+            writer.write("a", np.zeros((3, 2), np.float32), first)
 
 
 @settings(max_examples=200, deadline=None)

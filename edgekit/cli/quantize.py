@@ -50,3 +50,5 @@ def command(
             f"{size(report.size_bytes)}, {report.bits_per_weight:.2f} bits per weight, relative "
             f"squared error {report.relative_error:.2e}: {out}"
         )
+        if report.taken_over:
+            print(f"{report.taken_over / report.parameters:.0%} kept the checkpoint's integers")

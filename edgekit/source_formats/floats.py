@@ -101,5 +101,4 @@ class PlainTensor(StoredTensor):
                 f"is {self.dtype}, a floating-point type was expected; give the original, "
                 "unquantized checkpoint",
             )
-        raw = self.tensors.array(self.name)
-        return to_float32(raw[start:stop] if raw.ndim else raw, self.dtype)
+        return self.tensors.float32(self.name, slice(start, stop))

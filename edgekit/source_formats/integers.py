@@ -134,10 +134,9 @@ class IntegerMatrix(StoredTensor):
             return f"{inexact} of its {scales.size} scales are not exact in float16"
         return None
 
-    def codes(self) -> Codes | None:
-        """The matrix in edgekit's own form; None when it does not fit (:meth:`misfit`)."""
+    def codes(self, start: int, stop: int) -> Codes | None:
+        """Rows in edgekit's own form; None when the matrix does not fit (:meth:`misfit`)."""
         if self.misfit() is not None:
             return None
-        rows = self.shape[0]
-        scales = self.scales(0, rows).astype(np.float16)
-        return Codes(self.unsigned(0, rows), scales, self.bits, self.group_size)
+        scales = self.scales(start, stop).astype(np.float16)
+        return Codes(self.unsigned(start, stop), scales, self.bits, self.group_size)

@@ -45,6 +45,14 @@ class Tensors:
         """The stored bytes as a view, without a copy."""
         return self._files[name].array(name)
 
+    def float32(self, name: str, rows: slice) -> Float:
+        """A copy of rows of a tensor that is stored as floats."""
+        return self._files[name].float32(name, rows if self.info(name).shape else ...)
+
+    def forget(self, name: str) -> None:
+        """Take the pages of a tensor out of the process's memory again."""
+        self._files[name].forget(name)
+
     def bad(self, name: str, what: str) -> BadInputError:
         """The error about a stored tensor: "<file>: tensor '<name>' <what>"."""
         return BadInputError(f"{self.path(name)}: tensor {name!r} {what}")

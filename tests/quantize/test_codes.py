@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgekit.quantize.codes import pack, quantize_matrix
+from edgekit.quantize import codes as codes_module
+from edgekit.quantize.codes import SHRINK, NotFiniteError, pack, pack_matrix, quantize_matrix
 from edgekit.quantize.write import fake_quantized
 from edgekit.scheme import Packing, unpack
 
@@ -14,6 +15,87 @@ from edgekit.scheme import Packing, unpack
 def dequantized(codes, scales, packing):
     grouped = codes.astype(np.float32).reshape(*scales.shape, -1) - packing.zero_point
     return (grouped * scales.astype(np.float32)[..., None]).reshape(codes.shape)
+
+
+def reference_group(group, bits, method):
+    """Codes and scale of one group as the module's docstring has it, one candidate at a time."""
+    lowest, highest = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+    def rounded(scale):
+        return np.float32(np.float16(np.clip(np.float32(scale), -65504, 65504)))
+
+    def encode(scale):
+        inverse = np.float32(1) / scale if scale else np.float32(0)
+        return np.clip(np.rint(group * inverse), lowest, highest)
+
+    def error(codes, scale):
+        difference = codes * scale - group
+        return np.einsum("g,g->", difference, difference)
+
+    extreme = group.max() if group.max() > -group.min() else group.min()
+    best = start = rounded(extreme / np.float32(lowest))
+    least = np.float32(np.inf)
+    shrunken = (SHRINK if bits == 4 else (1.0,)) if method == "mse" else ()
+    for factor in [sign * f for sign in (1, -1) for f in shrunken]:
+        candidate = rounded(start * np.float32(factor))
+        codes = encode(candidate)
+        norm, dot = np.einsum("g,g->", codes, codes), np.einsum("g,g->", group, codes)
+        fitted = rounded(dot / norm) if norm > 0 else candidate
+        for scale in (candidate, fitted):
+            if error(codes, scale) < least:
+                best, least = scale, error(codes, scale)
+    return encode(best) - lowest, best
+
+
+moderate = st.floats(-100, 100, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)
+extremes = st.floats(-(2.0**60), 2.0**60, width=32)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    data=st.data(),
+    bits=st.sampled_from([4, 8]),
+    size=st.sampled_from([8, 32]),
+    method=st.sampled_from(["rtn", "mse"]),
+)
+def test_every_group_is_what_the_slow_reference_says(data, bits, size, method):
+    elements = data.draw(st.sampled_from([moderate, extremes, moderate.map(abs), st.just(-0.5)]))
+    shape = st.tuples(st.integers(1, 5), st.sampled_from([size, 2 * size]))
+    values = data.draw(hnp.arrays(np.float32, shape, elements=elements)) + np.float32(0)  # no -0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codes_module, "SLICE_ELEMENTS", 3 * size)  # several slices, the last short
+        codes, scales = quantize_matrix(values, Packing(bits, size), method)
+    groups = values.reshape(-1, size)
+    for group, found, scale in zip(groups, codes.reshape(-1, size), scales.reshape(-1)):
+        expected_codes, expected_scale = reference_group(group, bits, method)
+        np.testing.assert_array_equal(found, expected_codes)
+        assert scale.tobytes() == np.float16(expected_scale).tobytes()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("method", ["rtn", "mse"])
+def test_a_packed_matrix_is_the_codes_packed_with_what_they_lose(bits, method, monkeypatch):
+    monkeypatch.setattr(codes_module, "SLICE_ELEMENTS", 5 * 128)
+    values = np.random.default_rng(3).standard_t(4, (128, 67)).astype(np.float32).T  # not in order
+    values[7] = 1e-12  # a scale that float16 cannot tell from 0
+    packing = Packing(bits, 64)
+    packed = pack_matrix(values, packing, method)
+    codes, scales = quantize_matrix(values, packing, method)
+    np.testing.assert_array_equal(packed.words, pack(codes, bits))
+    np.testing.assert_array_equal(packed.scales, scales)
+    difference = dequantized(codes, scales, packing).astype(np.float64) - values
+    assert packed.squared_error == pytest.approx(np.square(difference).sum(), rel=1e-4)
+    assert packed.squared_norm == pytest.approx(np.square(values.astype(np.float64)).sum())
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("others", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("place", [(0, 0), (4, 63), (8, 127)])
+def test_nan_and_infinity_are_found_among_any_others(value, others, place):
+    values = np.full((9, 128), others, np.float32)
+    values[place] = value
+    with pytest.raises(NotFiniteError):
+        quantize_matrix(values, Packing(4, 32), "rtn")
 
 
 def test_values_on_the_grid_come_back_exactly():
