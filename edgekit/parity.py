@@ -187,14 +187,11 @@ def _difference(session: GraphSession, expected: Sequence[tuple[Case, list[Float
     return compare(reference, found)
 
 
-def open_session(variant: Path, target: str) -> GraphSession:
-    """The graph of ``target`` as it ships, on the CPU where the target's device is not at hand.
-
-    A graph's arithmetic is the same on every device of a runtime.
-    """
+def open_session(variant: Path, target: str, device: str = "CPU") -> GraphSession:
+    """The graph of ``target`` as it ships; on the CPU unless another device is asked for."""
     if TARGETS[target].runtime == "onnx":
-        return OnnxSession(variant)
-    return OpenVINOSession(variant)
+        return OnnxSession(variant, device=device)
+    return OpenVINOSession(variant, device)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit.atomic import write_json
 from edgekit.errors import BadInputError
-from edgekit.parity import Parity, open_session
+from edgekit.parity import open_session
 from edgekit.parity_cases import Case, Float, log_softmax, run_case
 from edgekit.rules import TARGETS
 
@@ -94,13 +94,13 @@ def read_reference(variant: Path) -> StoredReference:
 
 
 def check_variant(variant: Path, targets: Sequence[str]) -> list[SelfCheck]:
-    """Run every target of ``variant`` on this machine and compare with its stored reference."""
+    """Run every target of ``variant`` on its device and compare with the stored reference."""
     stored = read_reference(variant)
     return [_check(variant, target, stored) for target in targets]
 
 
 def _check(variant: Path, target: str, stored: StoredReference) -> SelfCheck:
-    agreement, deviation = _run(variant, target, stored)
+    agreement, deviation = _run(variant, target, stored, TARGETS[target].device)
     built = stored.deviation.get(target, 0.0)
     limit = max(FACTOR * built, built + SLACK)
     failure = ""
@@ -115,20 +115,15 @@ def _check(variant: Path, target: str, stored: StoredReference) -> SelfCheck:
     )  # fmt: skip
 
 
-def _run(variant: Path, target: str, stored: StoredReference) -> tuple[float, float]:
+def _run(
+    variant: Path, target: str, stored: StoredReference, device: str = "CPU"
+) -> tuple[float, float]:
     """Top-1 agreement, and the mean absolute difference of the stored log-probabilities."""
     count = len(stored.tokens)
     case = Case(CASE, (tuple(stored.tokens),), (stored.prefill,), decode=count - stored.prefill)
-    found = log_softmax(run_case(open_session(variant, target), case)[0])
+    found = log_softmax(run_case(open_session(variant, target, device), case)[0])
     top = np.array(stored.top_tokens)
     difference = np.take_along_axis(found, top, -1) - np.array(stored.log_probabilities)
     agreement = float((found.argmax(-1) == top[:, 0]).mean())
     return agreement, float(np.abs(difference).mean())
 
-
-def summary(result: Parity) -> str:
-    """One line about a target."""
-    return (
-        f"{result.target}: KL {result.mean_kl:.1e} nats per token in float32, "
-        f"{result.shipped_mean_kl:.1e} as shipped, over {result.positions} positions"
-    )

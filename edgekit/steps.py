@@ -146,11 +146,11 @@ def _compile(recipe: Recipe) -> Step:
     targets = [t.name for t in recipe.targets]
 
     def run(c: Context) -> Any:
-        from edgekit.runtimes.compile import compile_variant
+        from edgekit.compilation import compile_checked
 
-        return compile_variant(c.inputs["quantize"], targets, c.out, c.progress)
+        return compile_checked(c.inputs["quantize"], targets, c.out, c.progress)
 
-    return Step("compile", ("runtimes",), ("quantize",), {"targets": targets}, run)
+    return Step("compile", ("runtimes", "parity"), ("quantize",), {"targets": targets}, run)
 
 
 def _evaluate(recipe: Recipe) -> Step:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgekit.errors import missing_extra
 
 Tokens = NDArray[np.int64]
+PROVIDERS = {"CPU": "CPUExecutionProvider", "DML": "DmlExecutionProvider"}
 
 
 class GraphSession(Protocol):
@@ -70,11 +71,11 @@ class OpenVINOSession:
 
 
 class OnnxSession:
-    """The ONNX graph of a variant on the CPU; ``graph`` names it inside the variant."""
+    """The ONNX graph of a variant; ``graph`` names it inside the variant, ``device`` is CPU or DML."""
 
     padding_side = "right"
 
-    def __init__(self, variant: Path, graph: str = "model.onnx") -> None:
+    def __init__(self, variant: Path, graph: str = "model.onnx", device: str = "CPU") -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -82,7 +83,7 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            str(variant / graph), options, providers=["CPUExecutionProvider"]
+            str(variant / graph), options, providers=[PROVIDERS[device]]
         )
         self._caches = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._past: dict[str, NDArray[np.float32]] = {}

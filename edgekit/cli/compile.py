@@ -19,15 +19,26 @@ def command(
     model: Annotated[Path, typer.Argument(help="A quantized checkpoint.")],
     out: Out,
     target: Annotated[list[str] | None, typer.Option(help="Repeatable.")] = None,
+    parity: Annotated[
+        bool, typer.Option(help="Compare the graphs with PyTorch before keeping them.")
+    ] = True,
     json: Json = False,
 ) -> None:
-    """Write the runtimes' graphs over the weights file."""
-    from edgekit.runtimes.compile import compile_variant
+    """Write the runtimes' graphs over the weights file, and check them against PyTorch."""
+    from edgekit.compilation import compile_checked
 
+    targets = target or ["openvino-cpu"]
     with atomic_directory(out) as directory:
-        report = compile_variant(model, target or ["openvino-cpu"], directory, default_progress())
+        report = compile_checked(model, targets, directory, default_progress(), parity)
     if json:
         print_json(report)
-    else:
-        graphs = ", ".join(f"{name} {size(value)}" for name, value in report.graph_bytes.items())
-        print(f"weights {size(report.weights_bytes)}, graphs {graphs}: {out}")
+        return
+    graphs = ", ".join(f"{name} {size(value)}" for name, value in report.graph_bytes.items())
+    print(f"weights {size(report.weights_bytes)}, graphs {graphs}: {out}")
+    for result in report.parity.results:
+        print(
+            f"{result.target}: KL to PyTorch {result.mean_kl:.1e} nats per token in float32, "
+            f"{result.shipped_mean_kl:.1e} as shipped, over {result.positions} positions"
+        )
+    if report.parity.skipped:
+        print(f"not compared with PyTorch: {report.parity.skipped}")
