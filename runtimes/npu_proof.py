@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -98,17 +98,10 @@ def prove_compiled(
         MissingRuntimeError: the compiler is not here, or Windows Python did not run.
     """
     _require_graph(variant)
-    options = npu_properties(variant, prompt_length, answer_length)
-    command = [
-        *_windows_python(lab),
-        str(Path(npu_compile_probe.__file__).resolve()),
-        str((variant / GRAPH).resolve()),
-        str((variant / WEIGHTS).resolve()),
-        platform,
-        ",".join(f"{name}={value}" for name, value in options.items()),
-    ]
     start = time.perf_counter()
-    seen = read_probe(_run(command, COMPILE_LIMIT))
+    seen = ask_compiler(
+        variant, platform, npu_properties(variant, prompt_length, answer_length), lab
+    )
     error = explain(seen)
     return NpuProof(
         platform=platform,
@@ -122,6 +115,22 @@ def prove_compiled(
         passed=not error,
         error=error,
     )
+
+
+def ask_compiler(
+    variant: Path, platform: str, properties: Mapping[str, str], lab: Path | None = None
+) -> dict[str, Any]:
+    """What the probe saw (:data:`npu_compile_probe.NOTHING`) when it compiled the variant."""
+    _require_graph(variant)
+    command = [
+        *_windows_python(lab),
+        str(Path(npu_compile_probe.__file__).resolve()),
+        str((variant / GRAPH).resolve()),
+        str((variant / WEIGHTS).resolve()),
+        platform,
+        ",".join(f"{name}={value}" for name, value in properties.items()),
+    ]
+    return read_probe(_run(command, COMPILE_LIMIT))
 
 
 def prove(
