@@ -5,7 +5,7 @@
 #     sudo tests/windows/lab.sh DIR
 #
 # Afterwards DIR/python runs Windows Python; arguments that are absolute paths reach it translated.
-# Needs root (a Debian chroot, mounts in a private namespace), debootstrap, pip, about 3 GB of disk
+# Needs root (a Debian chroot, mounts in a private namespace), debootstrap, pip, about 4 GB of disk
 # and 5 minutes. A step that is done is skipped, so an interrupted build can be started again.
 set -euo pipefail
 

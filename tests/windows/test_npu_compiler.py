@@ -28,9 +28,18 @@ pytestmark = [
 ]
 
 
+# The attention of SmolLM2-135M: compiler 8.4 refuses the toy's for 3720 (UnrollPermuteDMA)
+REAL = {
+    "hidden_size": 576,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+}
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_the_compiler_makes_executables_of_a_dense_model(variant, platform):
-    proof = prove_compiled(variant("llama", "int4-channel"), platform, LAB)
+    proof = prove_compiled(variant("llama", "int4-channel", **REAL), platform, LAB)
     assert proof.passed, proof.error
     assert proof.compiler and proof.openvino
     # at least prefill, decode and the head, each compiled by itself
