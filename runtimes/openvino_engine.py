@@ -69,7 +69,7 @@ class OpenVINOEngine:
         context = describe(read_config(directory)).context_length
         self.context_length = min(context, NPU_PROMPT) if device == "NPU" else context
         self._properties: dict[str, str | int] = (
-            dict(EXACT) if exact else _properties(directory, device)
+            dict(EXACT) if exact else device_properties(directory, device)
         )
         self._xml = (directory / GRAPH).read_text(encoding="utf-8")
         self._weights = openvino.Tensor(np.memmap(directory / WEIGHTS, np.uint8, mode="c"))
@@ -206,7 +206,7 @@ class OpenVINOEngine:
         self._pipeline = self._compiled = None
 
 
-def _properties(directory: Path, device: str) -> dict[str, str | int]:
+def device_properties(directory: Path, device: str) -> dict[str, str | int]:
     """Defaults of the device; on the CPU activations are quantized in the weights' groups."""
     group = read_scheme(directory).group_size
     if device.startswith("NPU"):
