@@ -36,8 +36,8 @@ from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgekit.architecture import TensorSpec
-from edgekit.describe import describe
 from edgekit.checkpoint import INDEX
+from edgekit.describe import describe
 from edgekit.tensorfile import TensorFileWriter, TensorInfo, float32_to_bfloat16
 
 CONFIG: dict[str, Any] = {

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edgekit.architecture import Architecture, TensorSpec
 from edgekit.describe import describe
 from edgekit.errors import BadInputError
+from edgekit.resemblance import is_unknown, unknown_family
 from edgekit.source_weights import Codes, SourceWeights
 from edgekit.tensorfile import DTYPES, TensorFile, TensorFileWriter, TensorInfo
 
@@ -71,6 +72,9 @@ def read_config(directory: Path) -> dict[str, Any]:
 class Checkpoint:
     """An opened checkpoint; weights that are stored quantized are read as what they stand for.
 
+    ``family`` reads a checkpoint of an unknown ``model_type`` as one of that family; its config
+    then says so in ``edgekit_family``.
+
     Attributes:
         path: the directory.
         config: the raw ``config.json`` without its ``quantization_config``, read only.
@@ -78,7 +82,7 @@ class Checkpoint:
         source: the float tensors that the files stand for.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, family: str = "") -> None:
         self.path = path
         config = read_config(path)
         settings = config.get("quantization_config")
@@ -88,10 +92,17 @@ class Checkpoint:
                 "give the original, unquantized checkpoint"
             )
         plain = {key: value for key, value in config.items() if key != "quantization_config"}
+        if family:
+            plain["edgekit_family"] = family
         self.config: Mapping[str, Any] = MappingProxyType(plain)
-        self.architecture: Architecture = describe(self.config, str(path / "config.json"))
+        unknown = is_unknown(plain)
+        if not unknown:  # what config.json says is refused before any weights are looked at
+            self.architecture: Architecture = describe(plain, str(path / "config.json"))
         self._files = {name: TensorFile(path / name) for name in shard_names(path)}
         self.source = SourceWeights(config, self._locate(), str(path / "config.json"))
+        if unknown:
+            shapes = {name: self.source.shape(name) for name in self.source.names()}
+            raise unknown_family(path, plain, shapes)
         self._check_shapes()
 
     def __enter__(self) -> Checkpoint:

@@ -73,6 +73,10 @@ def family_of(config: Mapping[str, Any], source: str, family: str = "") -> Famil
     name = family or config.get("edgekit_family") or config.get("model_type")
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
+    if family or config.get("edgekit_family"):
+        raise BadInputError(
+            f"--as {name}: no such family; see `edgekit inspect --families` for their names"
+        )
     if isinstance(name, str) and name in REFUSED:
         raise BadInputError(f"{source}: model_type {name!r} cannot be compiled: {REFUSED[name]}")
     known = "see `edgekit inspect --families` for the supported ones"

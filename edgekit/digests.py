@@ -17,16 +17,24 @@ from edgekit.pack import file_sha256
 from edgekit.progress import Progress
 
 # Modules that every step builds on; a change in one of them runs everything again.
-CORE = ("architecture", "checkpoint", "layout", "tensorfile", "scheme", "sequences", "rope", "text")
+CORE = (
+    "architecture", "families", "family_table", "family_values", "layer_patterns", "describe",
+    "describe_attention", "describe_mixture", "describe_tensors", "stored_parts", "config_values",
+    "rope", "checkpoint", "source_weights", "layout", "tensorfile", "scheme", "sequences", "text",
+)  # fmt: skip
 # What else a step runs: sub-packages, or the modules that measure; and the tools of each, another
 # version of which runs its steps again.
 PACKAGES = ("distill", "quantize", "runtimes")
-MEASURING = ("evaluate", "bootstrap", "manifest")
+MODULES: dict[str, tuple[str, ...]] = {
+    "measure": ("evaluate", "bootstrap", "manifest"),
+    "parity": ("compilation", "parity", "parity_cases", "self_check"),
+}
 TOOLS: dict[str, tuple[str, ...]] = {
     "distill": ("torch", "transformers", "numpy", "tokenizers"),
     "quantize": ("numpy",),
     "runtimes": ("openvino", "openvino-genai", "onnxruntime", "onnxruntime-genai"),
     "measure": ("numpy",),
+    "parity": ("torch", "transformers"),
 }
 
 
@@ -40,16 +48,22 @@ def code_digest(parts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     versions = tool_versions()
     core = resources.files("edgekit")
-    files = [core / f"{name}.py" for name in (*CORE, *(MEASURING if "measure" in parts else ()))]
+    files = [core / f"{name}.py" for name in CORE]
+    files += _modules("source_formats")
     for part in parts:
+        files += [core / f"{name}.py" for name in MODULES.get(part, ())]
         if part in PACKAGES:
-            folder = resources.files(f"edgekit.{part}")
-            files += sorted((f for f in folder.iterdir() if f.name.endswith(".py")), key=str)
+            files += _modules(part)
         for tool in TOOLS[part]:
             digest.update(f"{tool} {versions.get(tool, '-')}\0".encode())
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _modules(package: str) -> list[Any]:
+    folder = resources.files(f"edgekit.{package}")
+    return sorted((f for f in folder.iterdir() if f.name.endswith(".py")), key=str)
 
 
 def checkpoint_digest(directory: Path, memory: Path, progress: Progress) -> str:

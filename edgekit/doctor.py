@@ -5,11 +5,18 @@ from __future__ import annotations
 import shutil
 import sys
 from importlib import metadata
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from edgekit.errors import MissingRuntimeError
+from edgekit.manifest import MANIFEST
 from edgekit.memory import available_memory
+from edgekit.pack import VARIANTS, verify_pack
+from edgekit.parity import compiled_targets
+from edgekit.progress import Progress
 from edgekit.runtimes.devices import list_devices
+from edgekit.self_check import SelfCheck, check_variant
 from edgekit.sources import cache_directory
 
 BASE = ("openvino", "openvino-genai", "tokenizers", "numpy", "pydantic")
@@ -42,6 +49,31 @@ def diagnose() -> list[Check]:
         checks.append(Check(name=device.target, ok=device.available, detail=device.detail,
                             remedy="" if device.available else "optional"))  # fmt: skip
     return checks
+
+
+def check_pack(pack: Path, progress: Progress) -> list[SelfCheck]:
+    """Run every graph of a pack, or of a variant, that this machine can, against its reference.
+
+    Raises:
+        BadInputError: neither, damaged, or built without a reference.
+        MissingRuntimeError: this machine has none of its targets.
+    """
+    here = [d.target for d in list_devices() if d.available and d.target != "openvino-npu"]
+    if (pack / MANIFEST).is_file():
+        manifest = verify_pack(pack, progress)
+        variants = {
+            pack / VARIANTS / v.id: [t.target for t in v.targets] for v in manifest.variants
+        }
+    else:
+        variants = {pack: compiled_targets(pack)}
+    results: list[SelfCheck] = []
+    for variant, targets in variants.items():
+        results += check_variant(variant, [t for t in targets if t in here])
+    if not results:
+        raise MissingRuntimeError(
+            f"{pack}: none of its targets is on this machine; see `edgekit devices`"
+        )
+    return results
 
 
 def _python() -> Check:

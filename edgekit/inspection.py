@@ -10,6 +10,7 @@ from edgekit.checkpoint import Checkpoint, read_config
 from edgekit.describe import describe
 from edgekit.layout import misfit
 from edgekit.plan import SCHEMES, weights_bytes
+from edgekit.resemblance import is_unknown
 from edgekit.scheme import Scheme
 from edgekit.text import ChatTokenizer
 
@@ -41,14 +42,18 @@ class Inspection(BaseModel):
     notes: list[str]
 
 
-def inspect_model(directory: Path) -> Inspection:
+def inspect_model(directory: Path, family: str = "") -> Inspection:
     """Describe the checkpoint in ``directory``; weights are verified where they are present.
+
+    ``family`` reads one of an unknown ``model_type`` as that family.
 
     Raises:
         BadInputError: the config is absurd or unknown, or the weights contradict it.
     """
     config = read_config(directory)
-    architecture = describe(config, str(directory / "config.json"))
+    if not family and is_unknown(config) and any(directory.glob("*.safetensors*")):
+        Checkpoint(directory)  # raises, and says what it resembles
+    architecture = describe(config, str(directory / "config.json"), family)
     notes: list[str] = []
     dtype, stored, verified = "", 0, False
     files = [*directory.glob("*.safetensors*"), *directory.glob("*.bin"), *directory.glob("*.pt*")]
@@ -57,7 +62,7 @@ def inspect_model(directory: Path) -> Inspection:
         stored = sum(f.stat().st_size for f in directory.glob("*.safetensors"))
         notes.append("quantized already: the sizes above are those of the original model")
     elif files:
-        with Checkpoint(directory) as checkpoint:
+        with Checkpoint(directory, family) as checkpoint:
             dtype, stored, verified = checkpoint.stored_as, checkpoint.nbytes, True
     else:
         notes.append("no weights here: sizes are computed from the config")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekit.checkpoint import read_config
+from edgekit.compilation import NPU_TARGET, PROOFS
 from edgekit.describe import describe
 from edgekit.digests import tool_versions
 from edgekit.evaluate import EvaluationReport
@@ -21,6 +23,7 @@ from edgekit.manifest import (
 )
 from edgekit.pack import copy_variant, write_manifest
 from edgekit.progress import Progress
+from edgekit.proofs import NpuProof
 from edgekit.recipe import Recipe
 from edgekit.scheme import read_scheme
 
@@ -68,7 +71,7 @@ def make_pack(
             Variant(
                 id=name,
                 weights_file=WEIGHTS,
-                targets=_targets(recipe, evaluation),
+                targets=_targets(recipe, evaluation, variant),
                 minimum_runtime_versions={
                     package: versions[package]
                     for package in (RUNTIME_PACKAGES[r] for r in sorted(runtimes))
@@ -87,10 +90,16 @@ def make_pack(
     return manifest
 
 
-def _targets(recipe: Recipe, evaluation: EvaluationReport) -> list[TargetResult]:
+def _targets(recipe: Recipe, evaluation: EvaluationReport, variant: Path) -> list[TargetResult]:
     """Measured targets, and those that this machine could not run, without figures."""
     measured = {r.target: r for r in evaluation.results}
     results = [measured.get(t.name, TargetResult(target=t.name)) for t in recipe.targets]
+    if (variant / PROOFS).is_file():
+        proofs = [NpuProof.model_validate(p) for p in json.loads((variant / PROOFS).read_text())]
+        results = [
+            r.model_copy(update={"npu_proofs": proofs}) if r.target == NPU_TARGET else r
+            for r in results
+        ]
     if recipe.pack.reproducible:
         results = [r.model_copy(update={"speed": None}) for r in results]
     return results

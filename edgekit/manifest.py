@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from edgekit.bootstrap import Interval
 from edgekit.checkpoint import read_json
 from edgekit.errors import BadInputError
+from edgekit.proofs import NpuProof
 
 MANIFEST = "pack.json"
 SCHEMA_VERSION = 1
@@ -84,11 +85,15 @@ class Speed(Part):
 
 
 class TargetResult(Part):
-    """What one target did; ``quality`` and ``speed`` are absent where it could not be run."""
+    """What one target did; ``quality`` and ``speed`` are absent where it could not be run.
+
+    ``npu_proofs`` are what Intel's NPU compiler said, where it was asked.
+    """
 
     target: str
     quality: dict[str, Quality] = {}
     speed: Speed | None = None
+    npu_proofs: list[NpuProof] = []
 
 
 class Variant(Part):

@@ -112,6 +112,7 @@ class TargetSection(Section):
 
     name: Target
     context: int = Field(2048, ge=64, le=1 << 20, description="prompt and answer, in tokens")
+    prove: bool = Field(False, description="openvino-npu: ask Intel's NPU compiler (Windows)")
 
 
 class GatesSection(Section):

@@ -101,13 +101,6 @@ RULES: tuple[Rule, ...] = (
         "OpenVINO GenAI NPU guide: int4, symmetric, group 128 or per channel",
     ),
     Rule(
-        "npu-head", NPU, lambda a, s: s.bits == 4,
-        "embedding and head are stored in 8 bits, and a tied head is not shared between graphs",
-        "nothing to do, edgekit asks for it",
-        "OpenVINO GenAI 2026.4 refuses a tied 8-bit head unless NPUW_LLM_SHARED_HEAD is NO",
-        blocks=False,
-    ),
-    Rule(
         "npu-group", NPU, lambda a, s: s.bits == 4 and s.group_size not in (0, 128),
         "the NPU runs groups of 128 or whole channels at full speed; other groups are unpacked on "
         "the host",

@@ -126,4 +126,3 @@ def _run(
     difference = np.take_along_axis(found, top, -1) - np.array(stored.log_probabilities)
     agreement = float((found.argmax(-1) == top[:, 0]).mean())
     return agreement, float(np.abs(difference).mean())
-

@@ -144,13 +144,16 @@ def _quantize(recipe: Recipe, student: str) -> Step:
 
 def _compile(recipe: Recipe) -> Step:
     targets = [t.name for t in recipe.targets]
+    prove = any(t.prove for t in recipe.targets)
 
     def run(c: Context) -> Any:
-        from edgekit.compilation import compile_checked
+        from edgekit.compilation import Checks, compile_checked
 
-        return compile_checked(c.inputs["quantize"], targets, c.out, c.progress)
+        checks = Checks(prove=prove)
+        return compile_checked(c.inputs["quantize"], targets, c.out, c.progress, checks)
 
-    return Step("compile", ("runtimes", "parity"), ("quantize",), {"targets": targets}, run)
+    params = {"targets": targets, "prove": prove}
+    return Step("compile", ("runtimes", "parity"), ("quantize",), params, run)
 
 
 def _evaluate(recipe: Recipe) -> Step:

@@ -18,6 +18,7 @@ from edgekit.architecture import TensorSpec
 from edgekit.atomic import write_json
 from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config, write_checkpoint
 from edgekit.describe import describe
+from edgekit.family_table import FAMILIES
 from edgekit.progress import Progress
 from edgekit.scheme import VARIANT_WEIGHTS, dequantize, read_scheme
 from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
@@ -82,7 +83,10 @@ def weights_file(directory: Path) -> Path:
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` of the unquantized model."""
-    dropped = ("quantization_config", "edgekit_scheme")
+    """``config`` of the unquantized model, as transformers knows its family."""
+    dropped = ("quantization_config", "edgekit_scheme", "edgekit_family")
     plain = {k: v for k, v in config.items() if k not in dropped}
+    if family := config.get("edgekit_family"):
+        plain = {k: v for k, v in plain.items() if k != "auto_map"}
+        plain |= {"model_type": family, "architectures": [FAMILIES[family].hf_class]}
     return json.loads(json.dumps({**plain, "dtype": "float32"}))

@@ -49,15 +49,18 @@ class QuantizeReport:
 
 
 def quantize(
-    model: Path, scheme: Scheme, out: Path, progress: Progress, method: Method = "mse"
-) -> QuantizeReport:
+    model: Path, scheme: Scheme, out: Path, progress: Progress, method: Method = "mse",
+    family: str = "",
+) -> QuantizeReport:  # fmt: skip
     """Quantize the checkpoint ``model`` into the existing, empty directory ``out``.
+
+    ``family`` reads a checkpoint of an unknown ``model_type`` as one of that family.
 
     Raises:
         BadInputError: the checkpoint is damaged or quantized already, holds NaN or infinity, or
             an input dimension does not divide by the group.
     """
-    with Checkpoint(model) as checkpoint:
+    with Checkpoint(model, family) as checkpoint:
         architecture = checkpoint.architecture
         check_groups(architecture, scheme, str(model / "config.json"))
         tensors = list(layout(architecture, scheme))

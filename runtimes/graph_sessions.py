@@ -71,7 +71,7 @@ class OpenVINOSession:
 
 
 class OnnxSession:
-    """The ONNX graph of a variant; ``graph`` names it inside the variant, ``device`` is CPU or DML."""
+    """The ONNX graph named ``graph`` of a variant; ``device`` is CPU or DML."""
 
     padding_side = "right"
 

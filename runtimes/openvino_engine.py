@@ -213,7 +213,6 @@ def device_properties(directory: Path, device: str) -> dict[str, str | int]:
         return {
             "MAX_PROMPT_LEN": NPU_PROMPT,
             "MIN_RESPONSE_LEN": NPU_ANSWER,
-            "NPUW_LLM_SHARED_HEAD": "NO",  # a tied head is not found where it looks for one
         }
     if device.startswith("CPU") and group:
         return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group)}

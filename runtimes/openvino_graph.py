@@ -99,7 +99,9 @@ class _Decoder:
         for layer in a.layers:
             x = self._layer(x, layer)
         x = b.norm(x, a.final_norm)
-        head = embedding if a.tie_word_embeddings else b.matrix(a.head + ".weight")
+        # a tied head has constants of its own over the same bytes: the NPU's pipeline moves the
+        # head into a part by itself and does not find constants that it shares
+        head = b.matrix((a.embedding if a.tie_word_embeddings else a.head) + ".weight")
         logits = op.matmul(x, head, False, True)
         if a.head_bias:
             logits = op.add(logits, b.pool.floats(a.head + ".bias", (1, 1, a.vocab_size)))

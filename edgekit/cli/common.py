@@ -21,6 +21,9 @@ Out = Annotated[Path, typer.Option("--out", help="Directory to write; must not e
 Model = Annotated[
     str, typer.Argument(help="Directory, hf://owner/name, FILE.gguf or package:NAME.")
 ]
+AsFamily = Annotated[
+    str, typer.Option("--as", metavar="FAMILY", help="Read an unknown model_type as this family.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Ignore the memory check.")]
 
 

@@ -22,14 +22,21 @@ def command(
     parity: Annotated[
         bool, typer.Option(help="Compare the graphs with PyTorch before keeping them.")
     ] = True,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Ask Intel's offline NPU compiler, too.")
+    ] = False,
+    lab: Annotated[
+        Path | None, typer.Option(help="Where that compiler is on Linux: tests/windows/lab.sh.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write the runtimes' graphs over the weights file, and check them against PyTorch."""
-    from edgekit.compilation import compile_checked
+    from edgekit.compilation import Checks, compile_checked
 
     targets = target or ["openvino-cpu"]
+    checks = Checks(parity, prove, lab)
     with atomic_directory(out) as directory:
-        report = compile_checked(model, targets, directory, default_progress(), parity)
+        report = compile_checked(model, targets, directory, default_progress(), checks)
     if json:
         print_json(report)
         return
@@ -39,6 +46,11 @@ def command(
         print(
             f"{result.target}: KL to PyTorch {result.mean_kl:.1e} nats per token in float32, "
             f"{result.shipped_mean_kl:.1e} as shipped, over {result.positions} positions"
+        )
+    for proof in report.npu_proofs:
+        print(
+            f"NPU {proof.platform}: {proof.parts} parts, {size(proof.blob_bytes)} in "
+            f"{proof.seconds:.0f} s (compiler {proof.compiler})"
         )
     if report.parity.skipped:
         print(f"not compared with PyTorch: {report.parity.skipped}")

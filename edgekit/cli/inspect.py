@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import typer
+from typing import Annotated
 
-from edgekit.cli.common import Json, Model, console, count, print_json, size, table
+import typer
+from rich.table import Table
+
+from edgekit.cli.common import AsFamily, Json, console, count, print_json, size, table
+from edgekit.errors import BadInputError
+from edgekit.family_listing import FamilyLine, family_lines, refused_families
 from edgekit.inspection import inspect_model
 from edgekit.progress import default_progress
 from edgekit.sources import resolve_config
@@ -13,9 +18,21 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def command(model: Model, json: Json = False) -> None:
+def command(
+    model: Annotated[str, typer.Argument(help="Directory, hf://…, FILE.gguf, package:NAME.")] = "",
+    families: Annotated[
+        bool, typer.Option("--families", help="Print the table of families instead.")
+    ] = False,
+    family: AsFamily = "",
+    json: Json = False,
+) -> None:
     """What a checkpoint is: family, parameters total and active, experts, sizes, memory."""
-    result = inspect_model(resolve_config(model, default_progress()))
+    if families:
+        _families(json)
+        return
+    if not model:
+        raise BadInputError("inspect needs a MODEL (or --families); give a checkpoint directory")
+    result = inspect_model(resolve_config(model, default_progress()), family)
     if json:
         print_json(result)
         return
@@ -41,3 +58,29 @@ def command(model: Model, json: Json = False) -> None:
     console().print(table(model, ["", ""], rows))
     for note in result.notes:
         print(f"note: {note}")
+
+
+def _families(json: bool) -> None:
+    lines, refused = family_lines(), refused_families()
+    if json:
+        print_json({"families": lines, "refused": refused})
+        return
+    screen = console()
+    for title, sparse in (("sparse", True), ("dense", False)):
+        chosen = [line for line in lines if line.sparse == sparse]
+        screen.print(_family_table(f"{len(chosen)} {title} families", chosen))
+    for line in lines:
+        if line.note:
+            screen.print(f"{line.family}: {line.note}.", markup=False, highlight=False, style="dim")
+    for name, reason in refused.items():
+        screen.print(f"{name}: refused, {reason}.", markup=False, highlight=False, style="dim")
+
+
+def _family_table(title: str, lines: list[FamilyLine]) -> Table:
+    result = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("family", "attention", "norms", "experts", "OpenVINO", "ONNX"):
+        result.add_column(column, no_wrap=column in ("family", "norms"))
+    for line in lines:
+        marks = ["yes" if r in line.runtimes else "no" for r in ("openvino", "onnx")]
+        result.add_row(line.family, line.attention, line.layers, line.experts or "–", *marks)
+    return result

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgekit.checkpoint import read_config
-from edgekit.cli.common import Json, console, parse_bytes, print_json, size, table
+from edgekit.cli.common import AsFamily, Json, console, parse_bytes, print_json, size, table
 from edgekit.describe import describe
 from edgekit.errors import BadInputError
 from edgekit.plan import Plan, make_plan
@@ -25,6 +25,7 @@ def command(
     memory: Annotated[str, typer.Option(help="Memory for the model, such as 16GB.")] = "8GB",
     context: Annotated[int, typer.Option(min=1, max=1 << 20, help="Tokens.")] = 8192,
     rules: Annotated[bool, typer.Option("--rules", help="Print every device rule.")] = False,
+    family: AsFamily = "",
     json: Json = False,
 ) -> None:
     """What fits where, what it is likely to cost in quality, and what a device refuses."""
@@ -38,7 +39,7 @@ def command(
         if name not in TARGETS:
             raise BadInputError(f"--target {name}: not known; choose one of {', '.join(TARGETS)}")
     directory = resolve_config(model, default_progress())
-    architecture = describe(read_config(directory), str(directory / "config.json"))
+    architecture = describe(read_config(directory), str(directory / "config.json"), family)
     plan = make_plan(architecture, targets, parse_bytes(memory), context)
     if json:
         print_json(plan)

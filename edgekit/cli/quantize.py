@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgekit.atomic import atomic_directory
-from edgekit.cli.common import Json, Model, Out, print_json, size
+from edgekit.cli.common import AsFamily, Json, Model, Out, print_json, size
 from edgekit.progress import default_progress
 from edgekit.recipe import QuantizeSection, checked
 from edgekit.scheme import Scheme
@@ -28,6 +28,7 @@ def command(
     for_transformers: Annotated[
         Path | None, typer.Option(help="Also write a copy that transformers loads, here.")
     ] = None,
+    family: AsFamily = "",
     json: Json = False,
 ) -> None:
     """Write a quantized checkpoint."""
@@ -37,7 +38,7 @@ def command(
     progress = default_progress()
     source = resolve_model(model, progress)
     with atomic_directory(out) as directory:
-        report = quantize(source, Scheme.parse(scheme), directory, progress, section.method)
+        report = quantize(source, Scheme.parse(scheme), directory, progress, section.method, family)
     if for_transformers:
         from edgekit.quantize.reference import transformers_checkpoint
 
