@@ -273,6 +273,7 @@ class Architecture:
     logit_scale: float
     logit_soft_cap: float
     expert_count_keys: tuple[str, ...]
+    runtimes: tuple[str, ...]  # that have a graph for the family
     ignored: tuple[str, ...]  # regular expressions of tensors that the language model does not use
     specs: tuple[TensorSpec, ...]
 

@@ -58,6 +58,7 @@ def describe(
         logit_scale=number(read, row.logit_scale) / number(read, row.logit_divisor),
         logit_soft_cap=number(read, row.logit_soft_cap),
         expert_count_keys=row.moe.num_experts.names if row.moe else (),
+        runtimes=row.runtimes,
         ignored=row.ignored,
         specs=(),
     )

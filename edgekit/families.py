@@ -190,5 +190,6 @@ class Family:
     logit_soft_cap: Key | float = 0.0
     ignored: tuple[str, ...] = ()  # regular expressions of tensors that are not used
     dense_type: str = ""
+    runtimes: tuple[str, ...] = ("openvino", "onnx")  # that have a graph for it
     eager: bool = False  # transformers 5.5 is only right with its plain attention
     note: str = ""

@@ -1,7 +1,7 @@
 """The families that edgekit compiles, one row each (``edgekit inspect --families`` prints them).
 
 A new family of the same vocabulary is a new row here and a line in the tests. What no runtime can
-express at a usable speed is in ``REFUSED`` with the reason.
+express at a usable speed is in ``REFUSED`` (:mod:`edgekit.refused_families`) with the reason.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from edgekit.layer_patterns import (
     windowed_if_used,
     windowed_where_used,
 )
+from edgekit.refused_families import REFUSED
+
+__all__ = ["FAMILIES", "REFUSED"]
 
 BIASED = key("attention_bias", default=False)
 LLAMA = AttentionRow(qkv_bias=BIASED, o_bias=BIASED)
@@ -370,5 +373,3 @@ _SPARSE = (
 )  # fmt: skip
 
 FAMILIES: dict[str, Family] = {row.model_type: row for row in (*_DENSE, *_SPARSE)}
-
-REFUSED: dict[str, str] = {}

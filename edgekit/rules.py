@@ -81,6 +81,18 @@ NPU = ("openvino-npu",)
 
 RULES: tuple[Rule, ...] = (
     Rule(
+        "openvino-family", OPENVINO, lambda a, s: "openvino" not in a.runtimes,
+        "the OpenVINO graph has no form of this family's layers",
+        "compile for onnx-cpu",
+        "edgekit inspect --families",
+    ),
+    Rule(
+        "onnx-family", ONNX, lambda a, s: "onnx" not in a.runtimes,
+        "the ONNX graph has no form of this family's layers",
+        "compile for openvino-cpu or openvino-gpu",
+        "edgekit inspect --families",
+    ),
+    Rule(
         "group-divides", OPENVINO + ONNX, _group_misfit,
         "an input dimension is not a multiple of the group, so the packed weights cannot be read "
         "in place",
