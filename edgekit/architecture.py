@@ -135,6 +135,30 @@ class LatentAttention:
 
 
 @dataclass(frozen=True)
+class ShortConv:
+    """Gated short convolution (LFM2): ``output(c * conv(b * x))``, each channel by itself.
+
+    ``input`` projects to b, c and x [3 H]; ``kernel`` names the module whose weight [length, H]
+    has the current token's row last. The state holds the last ``length - 1`` products of b and x.
+    """
+
+    input: str
+    kernel: str
+    output: str
+    size: int
+    length: int
+    bias: bool = False
+
+    @property
+    def cache_values(self) -> int:
+        """Values that the cache keeps of one token: its state does not grow."""
+        return 0
+
+
+Mixer = Attention | LatentAttention | ShortConv
+
+
+@dataclass(frozen=True)
 class FeedForward:
     """``down(act(gate x) * up x)``, or ``down(act(up x))`` without ``gate``."""
 
@@ -199,12 +223,14 @@ class Mixture:
 class Layer:
     """One decoder layer: ``x += attention(norm x)``, ``x += feed_forward(norm x)``.
 
+    A short convolution may stand in the attention's place.
+
     A missing norm is the identity; post norms apply to what is added. ``parallel`` adds both to the
     same x; its feed-forward then reads the attention's norm if it has none of its own.
     """
 
     index: int
-    attention: Attention | LatentAttention
+    attention: Mixer
     dense: FeedForward | None
     mixture: Mixture | None
     attention_norm: Norm | None
@@ -282,21 +308,27 @@ class Architecture:
         """Number of layers."""
         return len(self.layers)
 
+    @cached_property
+    def attentions(self) -> tuple[Attention | LatentAttention, ...]:
+        """The attention of every layer that has one; every family's models have at least one."""
+        mixers = (layer.attention for layer in self.layers)
+        return tuple(mixer for mixer in mixers if not isinstance(mixer, ShortConv))
+
     @property
     def num_attention_heads(self) -> int:
-        """Query heads of the first layer."""
-        return self.layers[0].attention.num_heads
+        """Query heads of the first attention."""
+        return self.attentions[0].num_heads
 
     @property
     def num_key_value_heads(self) -> int:
-        """Key and value heads of the first layer as cached; 1 for latent attention."""
-        first = self.layers[0].attention
+        """Key and value heads of the first attention as cached; 1 for latent attention."""
+        first = self.attentions[0]
         return first.num_key_value_heads if isinstance(first, Attention) else 1
 
     @property
     def head_dim(self) -> int:
-        """Cached dimensions of a key head of the first layer."""
-        first = self.layers[0].attention
+        """Cached dimensions of a key head of the first attention."""
+        first = self.attentions[0]
         if isinstance(first, Attention):
             return first.head_dim
         return first.kv_lora_rank + first.rope_dim

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekit.architecture import Architecture, Attention, FeedForward, LatentAttention, Layer, Norm
+from edgekit.architecture import Architecture, FeedForward, Layer, Mixer, Norm
 from edgekit.config_values import ConfigReader
 from edgekit.describe_attention import attention_layers
 from edgekit.describe_mixture import mixture_layers
@@ -36,12 +36,12 @@ def describe(
     count = width(read, row.layers, maximum=MAX_LAYERS)
     attentions = attention_layers(row, read, hidden, count)
     mixtures = mixture_layers(row, read, count)
-    dense_size = 1 if all(mixtures) else width(read, row.width)
+    dense_size = 1 if all(mixtures) else _dense_size(row, read)
     layers = tuple(
         _layer(row, read, i, hidden, dense_size, attention, mixture)
         for i, (attention, mixture) in enumerate(zip(attentions, mixtures, strict=True))
     )
-    tied = read.flag("tie_word_embeddings", default=row.tied)
+    tied = read.flag("tie_word_embeddings", default=flag(read, row.tied))
     architecture = Architecture(
         model_type=row.model_type,
         vocab_size=read.count("vocab_size"),
@@ -98,7 +98,7 @@ def _layer(
     index: int,
     hidden: int,
     dense_size: int,
-    attention: Attention | LatentAttention,
+    attention: Mixer,
     mixture: Any,
 ) -> Layer:
     names, prefix = row.names, row.names.layer.replace("{l}", str(index))
@@ -129,6 +129,10 @@ def _layer(
         parallel=parallel,
         residual_scale=number(read, row.residual_scale),
     )
+
+
+def _dense_size(row: Family, read: ConfigReader) -> int:
+    return width(read, row.width) if isinstance(row.width, Key) else row.width(read)
 
 
 def _embedding_scale(row: Family, read: ConfigReader, hidden: int) -> float:

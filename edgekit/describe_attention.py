@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from edgekit.architecture import Attention, LatentAttention, Norm, Rope, Temperature
+from edgekit.architecture import (
+    Attention,
+    LatentAttention,
+    Mixer,
+    Norm,
+    Rope,
+    ShortConv,
+    Temperature,
+)
 from edgekit.config_values import ConfigReader
-from edgekit.families import AttentionRow, Family
+from edgekit.families import AttentionRow, Family, ShortConvRow
 from edgekit.family_values import flag, norm_epsilon, number, whole, width
 from edgekit.rope import make_rope, rope_settings, yarn_factor, yarn_scale
 
 MAX_HEAD_DIM = 4096
+MAX_CONV_LENGTH = 64
 
 
 def attention_layers(
     row: Family, read: ConfigReader, hidden: int, layers: int
-) -> list[Attention | LatentAttention]:
+) -> list[Mixer]:
     """One per layer.
 
     Raises:
@@ -29,11 +38,20 @@ def attention_layers(
     normed = spec.qk_norm_layers(read, layers) if spec.qk_norm_layers else (True,) * layers
     full = _rope(row, read, shape[2], "full_attention")
     local = _rope(row, read, shape[2], "sliding_attention") if spec.rope_by_type else full
-    return [
+    attentions: list[Mixer] = [
         _attention(row, read, shape, layer, window if windowed[layer] else 0,
                    (local if windowed[layer] else full) if rotated[layer] else None, normed[layer])
         for layer in range(layers)
     ]  # fmt: skip
+    if spec.short_conv is None:
+        return attentions
+    convolved = spec.short_conv.layers(read, layers)
+    if all(convolved):
+        raise read.bad("layer_types", "names no layer with attention")
+    return [
+        _short_conv(row, spec.short_conv, read, layer, hidden) if convolved[layer] else attention
+        for layer, attention in enumerate(attentions)
+    ]
 
 
 def _shape(spec: AttentionRow, read: ConfigReader, hidden: int) -> tuple[int, int, int]:
@@ -122,6 +140,19 @@ def _temperature(spec: AttentionRow, read: ConfigReader, rope: Rope | None) -> T
         original = settings.count("original_max_position_embeddings", default=8192)
         return Temperature(beta, float(original), 0.0) if beta else None
     return None
+
+
+def _short_conv(
+    row: Family, spec: ShortConvRow, read: ConfigReader, layer: int, hidden: int
+) -> ShortConv:
+    prefix = row.names.layer.replace("{l}", str(layer)) + spec.block
+    length = width(read, spec.length, maximum=MAX_CONV_LENGTH)
+    if length < 2:
+        raise read.bad(spec.length.names[0], "is 1; a convolution of one token has no state")
+    return ShortConv(
+        prefix + spec.input, prefix + spec.kernel, prefix + spec.output,
+        hidden, length, flag(read, spec.bias),
+    )  # fmt: skip
 
 
 def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:

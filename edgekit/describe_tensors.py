@@ -13,6 +13,7 @@ from edgekit.architecture import (
     Layer,
     Mixture,
     Norm,
+    ShortConv,
     TensorSpec,
 )
 from edgekit.families import Family, Flat, MoeRow, Separate, Stacked
@@ -51,6 +52,18 @@ def _matrix(
         yield TensorSpec(module + ".bias", (out,), "bias", of_bias, layer)
 
 
+def _short_conv(c: ShortConv, layer: int) -> Iterator[TensorSpec]:
+    """The kernel is stored as [H, 1, length] and read as one row per token that it sees."""
+    size = c.size
+    yield from _matrix(c.input, 3 * size, size, layer, c.bias)
+    name, stored, seen = c.kernel + ".weight", (size, 1, c.length), (size, c.length)
+    part = Part(name, stored, seen, transposed=True)
+    yield TensorSpec(name, (c.length, size), "vector", part, layer)
+    if c.bias:
+        yield _own(c.kernel + ".bias", (size,), "bias", layer)
+    yield from _matrix(c.output, size, size, layer, c.bias)
+
+
 class _Specs:
     """Writes the list for one model."""
 
@@ -75,6 +88,8 @@ class _Specs:
         yield from _norm(layer.attention_norm, layer.index)
         if isinstance(layer.attention, Attention):
             yield from self._attention(layer.attention, layer.index)
+        elif isinstance(layer.attention, ShortConv):
+            yield from _short_conv(layer.attention, layer.index)
         else:
             yield from self._latent(layer.attention, layer.index)
         yield from _norm(layer.attention_post_norm, layer.index)

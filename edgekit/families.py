@@ -13,6 +13,7 @@ from typing import Any
 from edgekit.config_values import ConfigReader
 
 Pattern = Callable[[ConfigReader, int], tuple[bool, ...]]
+Width = Callable[[ConfigReader], int]  # where the config does not state the size itself
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,19 @@ class Names:
 
 
 @dataclass(frozen=True)
+class ShortConvRow:
+    """Layers with a short convolution in the attention's place; modules are inside the block."""
+
+    layers: Pattern
+    block: str = "conv."
+    input: str = "in_proj"
+    kernel: str = "conv"
+    output: str = "out_proj"
+    length: Key = key("conv_L_cache", default=3)
+    bias: bool | Key = key("conv_bias", default=False)
+
+
+@dataclass(frozen=True)
 class AttentionRow:
     """The attention of a family; see :class:`edgekit.architecture.Attention` for the words."""
 
@@ -87,6 +101,7 @@ class AttentionRow:
     rope_theta: float = 10_000.0  # unless the config says
     rope_by_type: bool = False  # windowed layers have rotary positions of their own
     latent: bool = False
+    short_conv: ShortConvRow | None = None
     temperature: str = ""  # "llama4" or "rope"
 
 
@@ -168,7 +183,7 @@ class Family:
     moe: MoeRow | None = None
     hidden_size: Key = key("hidden_size")
     layers: Key = key("num_hidden_layers")
-    width: Key = key("intermediate_size")
+    width: Key | Width = key("intermediate_size")
     context: Key = key("max_position_embeddings", default=2048)
     context_limit: Key | None = None  # a shorter context within which the graphs are exact
     activation: Key = key("hidden_act", "hidden_activation", default="silu")
@@ -180,7 +195,7 @@ class Family:
     norm_bias: bool = False
     unit_offset: bool = False
     parallel: bool | Key = False
-    tied: bool = False  # unless the config says
+    tied: bool | Key = False  # unless the config says
     head_bias: bool | Key = False
     embedding_scale: Key | float | str = 1.0  # "sqrt": of hidden_size
     embedding_scale_if: bool | Key = True

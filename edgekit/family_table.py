@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgekit.families import AttentionRow, Family, Flat, MoeRow, Names, Separate, Stacked, key
+from edgekit.hybrid_families import HYBRIDS
 from edgekit.layer_patterns import (
     in_every_layer,
     rotated_where_listed,
@@ -372,4 +373,4 @@ _SPARSE = (
                                     key("moe_num_shared_experts", default=2)))),
 )  # fmt: skip
 
-FAMILIES: dict[str, Family] = {row.model_type: row for row in (*_DENSE, *_SPARSE)}
+FAMILIES: dict[str, Family] = {row.model_type: row for row in (*_DENSE, *_SPARSE, *HYBRIDS)}

@@ -19,8 +19,6 @@ REFUSED: dict[str, str] = {
     "granitemoehybrid": MAMBA,
     "jamba": MAMBA,
     "jetmoe": "its attention heads are experts, which no graph writes yet",
-    "lfm2": "its layers keep the state of a short convolution, which no graph writes yet",
-    "lfm2_moe": "its layers keep the state of a short convolution, which no graph writes yet",
     "longcat_flash": "its mixture skips over a second attention, which no graph writes yet",
     "mamba": MAMBA,
     "mamba2": MAMBA,

@@ -53,6 +53,13 @@ class Context:
         visible = op.logical_and(causal, given)
         return op.select(visible, b.scalar(0.0, F32), b.scalar(MASKED, F32))
 
+    def given(self) -> Node:
+        """1 for tokens given, 0 for padding: [B, T, 1]."""
+        b = self.blocks
+        start = op.subtract(b.ints(0), self.length)
+        mask = op.slice(self.attention_mask, start, b.ints(END), b.ints(1), b.ints(1))
+        return op.convert(op.unsqueeze(mask, b.scalar(-1)), "f32")
+
     def rotary(self, rope: Rope) -> tuple[Node, Node]:
         """cos and sin [B, 1, T, dimensions] of the positions."""
         if rope not in self.tables:

@@ -37,6 +37,9 @@ LATENT = {
 WINDOW = {"sliding_window": 24}
 EVERY_SECOND = {"layer_types": ["sliding_attention", "full_attention"]}
 GEMMA = {"query_pre_attn_scalar": 24, "tie_word_embeddings": True, **WINDOW, **EVERY_SECOND}
+CONVOLVED = {
+    "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3,
+}  # fmt: skip
 GRANITE = {
     "attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 3.0,
     "logits_scaling": 2.0,
@@ -81,6 +84,7 @@ DENSE: dict[str, dict[str, object]] = {
     "starcoder2": {"head_dim": 16, **WINDOW},
     "stablelm": {"head_dim": 16},
     "youtu": LATENT,
+    "lfm2": {**CONVOLVED, "block_multiple_of": 32},
 }  # fmt: skip
 
 SPARSE: dict[str, dict[str, object]] = {
@@ -143,6 +147,10 @@ SPARSE: dict[str, dict[str, object]] = {
     "llama4_text": {
         **EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "floor_scale": 16,
         "no_rope_layers": [1, 0], "interleave_moe_layer_step": 2, "attention_chunk_size": 256,
+    },
+    "lfm2_moe": {
+        **EXPERTS, **CONVOLVED, "num_dense_layers": 1, "norm_topk_prob": True,
+        "routed_scaling_factor": 1.3, "conv_bias": True,
     },
     "aria_text": {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
 }  # fmt: skip

@@ -1,0 +1,50 @@
+"""The families whose layers are more than one attention and one feed-forward of a fixed shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from edgekit.config_values import ConfigReader
+from edgekit.families import AttentionRow, Family, MoeRow, Names, Separate, ShortConvRow, key
+from edgekit.layer_patterns import convolved_where_listed, sparse_from
+
+
+def _lfm2_width(read: ConfigReader) -> int:
+    """LFM2 states the width before it is cut to two thirds and rounded up."""
+    name = "block_ff_dim" if read.config.get("block_ff_dim") is not None else "intermediate_size"
+    size = read.count(name)
+    if not read.flag("block_auto_adjust_ff_dim", default=True):
+        return size
+    size = int(2 * size / 3)
+    if read.config.get("block_ffn_dim_multiplier", 1.0) is not None:
+        factor = read.number("block_ffn_dim_multiplier", default=1.0, low=0.0, high=1e3)
+        step = read.count("block_multiple_of", default=256)
+        size = -(-int(factor * size) // step) * step
+    return size
+
+
+LFM2: dict[str, Any] = {
+    "names": Names(
+        final_norm="model.embedding_norm", attention_norm="operator_norm",
+        feed_forward_norm="ffn_norm", o="out_proj", q_norm="q_layernorm", k_norm="k_layernorm",
+        feed_forward="feed_forward.", gate="w1", up="w3", down="w2"),
+    "attention": AttentionRow(
+        qk_norm="head", rope_theta=1e6, short_conv=ShortConvRow(convolved_where_listed)),
+    "norm_eps": key("norm_eps", default=1e-5),
+    "tied": key("tie_embedding", default=True),
+    "context": key("max_position_embeddings", default=128_000),
+}  # fmt: skip
+
+HYBRIDS = (
+    Family("lfm2", "Lfm2ForCausalLM", width=_lfm2_width, **LFM2),
+    Family("lfm2_moe", "Lfm2MoeForCausalLM",
+           moe=MoeRow(block="feed_forward.",
+                      experts=Separate("experts.{e}.w1", "experts.{e}.w3", "experts.{e}.w2"),
+                      scoring="sigmoid", normalize=key("norm_topk_prob", default=True),
+                      normalize_epsilon=1e-6, scaling=key("routed_scaling_factor", default=1.0),
+                      correction="expert_bias",
+                      correction_if=key("use_expert_bias", default=True),
+                      sparse=sparse_from("num_dense_layers", 2)),
+           dense_type="", **LFM2),
+)  # fmt: skip
