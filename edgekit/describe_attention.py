@@ -20,9 +20,7 @@ MAX_HEAD_DIM = 4096
 MAX_CONV_LENGTH = 64
 
 
-def attention_layers(
-    row: Family, read: ConfigReader, hidden: int, layers: int
-) -> list[Mixer]:
+def attention_layers(row: Family, read: ConfigReader, hidden: int, layers: int) -> list[Mixer]:
     """One per layer.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgekit.architecture import Architecture
+from edgekit.architecture import Architecture, ShortConv
 from edgekit.errors import BadInputError
 from edgekit.layout import misfit
 from edgekit.scheme import Scheme
@@ -104,6 +104,13 @@ RULES: tuple[Rule, ...] = (
         "the NPU compiles static graphs and cannot route tokens to experts",
         "distil into a dense student ([student] in the recipe) and compile that",
         "OpenVINO GenAI NPU guide; NPUW has no expert routing for general devices",
+    ),
+    Rule(
+        "npu-states", NPU, lambda a, s: any(isinstance(m.attention, ShortConv) for m in a.layers),
+        "the NPU's language-model path knows keys and values only, and this model has "
+        "convolution states too",
+        "compile for openvino-cpu or openvino-gpu",
+        "OpenVINO GenAI NPU guide",
     ),
     Rule(
         "npu-int4", NPU, lambda a, s: s.bits != 4,

@@ -150,7 +150,7 @@ SPARSE: dict[str, dict[str, object]] = {
     },
     "lfm2_moe": {
         **EXPERTS, **CONVOLVED, "num_dense_layers": 1, "norm_topk_prob": True,
-        "routed_scaling_factor": 1.3, "conv_bias": True,
+        "routed_scaling_factor": 1.3,
     },
     "aria_text": {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
 }  # fmt: skip
