@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from edgekit.config_values import ConfigReader
+from edgekit.errors import BadInputError
 from edgekit.families import AttentionRow, Family, MoeRow, Names, Separate, ShortConvRow, key
-from edgekit.layer_patterns import convolved_where_listed, sparse_from
+from edgekit.family_parts import GRANITE, GRANITE_MOE, GRANITE_SCALES
+from edgekit.layer_patterns import convolved_where_listed, listed, sparse_from
 
 
 def _lfm2_width(read: ConfigReader) -> int:
@@ -35,6 +38,31 @@ LFM2: dict[str, Any] = {
     "context": key("max_position_embeddings", default=128_000),
 }  # fmt: skip
 
+
+def _granite_types(read: ConfigReader, layers: int) -> list[object]:
+    """Kinds of layers; transformers takes a config that names none for one of Mamba throughout."""
+    name = "layers_block_type" if "layers_block_type" in read.config else "layer_types"
+    types = listed(read, name, layers, str) or ["mamba"] * layers
+    if set(types) != {"attention"}:
+        raise BadInputError(
+            f"{read.source}: {name} has {', '.join(sorted(set(map(str, types))))} layers, and the "
+            "recurrent state of Mamba is not written into a graph yet; choose a Granite model "
+            "with attention in all layers, such as granite-4.0-micro"
+        )
+    return types
+
+
+def _granite_rotated(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """All layers or none, as ``position_embedding_type`` says."""
+    _granite_types(read, layers)
+    return (read.text("position_embedding_type", default="nope") == "rope",) * layers
+
+
+def _granite_sparse(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """All layers, or none where the model has no experts beside the shared one."""
+    return (read.whole("num_local_experts", default=8) > 0,) * layers
+
+
 HYBRIDS = (
     Family("lfm2", "Lfm2ForCausalLM", width=_lfm2_width, **LFM2),
     Family("lfm2_moe", "Lfm2MoeForCausalLM",
@@ -45,5 +73,15 @@ HYBRIDS = (
                       correction="expert_bias",
                       correction_if=key("use_expert_bias", default=True),
                       sparse=sparse_from("num_dense_layers", 2)),
-           dense_type="", **LFM2),
+           **LFM2),
+    Family("granitemoehybrid", "GraniteMoeHybridForCausalLM",
+           names=Names(feed_forward="shared_mlp.", gate_up="input_linear", down="output_linear"),
+           attention=replace(GRANITE, rotated=_granite_rotated),
+           moe=replace(GRANITE_MOE, shared="shared_mlp.", shared_gate_up="input_linear",
+                       shared_names=("gate_proj", "up_proj", "output_linear"),
+                       shared_width=(key("shared_intermediate_size", default=1024),),
+                       sparse=_granite_sparse),
+           width=key("shared_intermediate_size", default=1024), dense_type="granite",
+           note="with attention in all layers; those with Mamba layers are refused",
+           **GRANITE_SCALES),
 )  # fmt: skip

@@ -16,7 +16,6 @@ REFUSED: dict[str, str] = {
     "gemma3n_text": "its layers mix several residual streams (AltUp) and read embeddings of "
     "their own, which no graph writes yet",
     "gemma4_text": "its layers differ in the size of their heads, which no graph writes yet",
-    "granitemoehybrid": MAMBA,
     "jamba": MAMBA,
     "jetmoe": "its attention heads are experts, which no graph writes yet",
     "longcat_flash": "its mixture skips over a second attention, which no graph writes yet",

@@ -143,6 +143,10 @@ SPARSE: dict[str, dict[str, object]] = {
     },
     "granitemoe": {**EXPERTS, **GRANITE},
     "granitemoeshared": {**EXPERTS, **GRANITE, "shared_intermediate_size": 96},
+    "granitemoehybrid": {
+        **EXPERTS, **GRANITE, "shared_intermediate_size": 96, "position_embedding_type": "rope",
+        "layer_types": ["attention", "attention"],
+    },
     "gpt_oss": {**EXPERTS, **WINDOW, **EVERY_SECOND},
     "llama4_text": {
         **EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "floor_scale": 16,
