@@ -64,6 +64,19 @@ class Temperature:
 
 
 @dataclass(frozen=True)
+class HeadExperts:
+    """Experts of an attention (JetMoE, arXiv 2404.07413): queries and outputs of ``top_k`` of them.
+
+    Each expert has one query head per key head. ``q`` and ``o`` of the attention are the matrices
+    of all experts, [E * heads * D, H] and [H, E * heads * D]; gates are a softmax of the chosen.
+    """
+
+    router: str
+    num_experts: int
+    top_k: int
+
+
+@dataclass(frozen=True)
 class Attention:
     """Grouped-query attention; ``q``, ``k``, ``v``, ``o`` and ``gate`` name modules.
 
@@ -95,6 +108,7 @@ class Attention:
     gate: str = ""
     clip: float = 0.0
     temperature: Temperature | None = None
+    experts: HeadExperts | None = None
 
     @property
     def cache_values(self) -> int:

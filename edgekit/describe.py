@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgekit.architecture import Architecture, FeedForward, Layer, Mixer, Norm
@@ -51,13 +52,13 @@ def describe(
         context_length=_context_length(row, read),
         layers=layers,
         embedding=row.names.embedding,
-        final_norm=_norm(row, read, row.names.final_norm, hidden),
+        final_norm=_final_norm(row, read, hidden),
         head=row.names.head,
         head_bias=flag(read, row.head_bias) and not tied,
         embedding_scale=_embedding_scale(row, read, hidden),
         logit_scale=number(read, row.logit_scale) / number(read, row.logit_divisor),
         logit_soft_cap=number(read, row.logit_soft_cap),
-        expert_count_keys=row.moe.num_experts.names if row.moe else (),
+        expert_count_keys=row.moe.num_experts.names if row.moe and row.moe.shrinks else (),
         runtimes=row.runtimes,
         ignored=row.ignored,
         specs=(),
@@ -90,6 +91,13 @@ def _norm(row: Family, read: ConfigReader, module: str, size: int) -> Norm:
         module, size, norm_epsilon(read, row.norm_eps), row.norm_kind,
         row.norm_weight, row.norm_bias, row.unit_offset,
     )  # fmt: skip
+
+
+def _final_norm(row: Family, read: ConfigReader, hidden: int) -> Norm:
+    norm = _norm(row, read, row.names.final_norm, hidden)
+    if row.final_norm_eps is None:
+        return norm
+    return replace(norm, eps=norm_epsilon(read, row.final_norm_eps))
 
 
 def _layer(

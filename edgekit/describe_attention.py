@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgekit.architecture import (
     Attention,
+    HeadExperts,
     LatentAttention,
     Mixer,
     Norm,
@@ -18,6 +19,7 @@ from edgekit.rope import make_rope, rope_settings, yarn_factor, yarn_scale
 
 MAX_HEAD_DIM = 4096
 MAX_CONV_LENGTH = 64
+MAX_HEAD_EXPERTS = 1024
 
 
 def attention_layers(row: Family, read: ConfigReader, hidden: int, layers: int) -> list[Mixer]:
@@ -54,8 +56,12 @@ def attention_layers(row: Family, read: ConfigReader, hidden: int, layers: int) 
 
 def _shape(spec: AttentionRow, read: ConfigReader, hidden: int) -> tuple[int, int, int]:
     """Heads, key and value heads, dimensions of a head."""
-    heads = width(read, spec.heads)
-    kv_heads = whole(read, spec.key_value_heads) or heads
+    if spec.experts:  # each has a query head for every key head
+        kv_heads = width(read, spec.key_value_heads)
+        heads = kv_heads * width(read, spec.experts.top_k)
+    else:
+        heads = width(read, spec.heads)
+        kv_heads = whole(read, spec.key_value_heads) or heads
     head_dim = whole(read, spec.head_dim) or max(hidden // heads, 1)
     if heads % kv_heads:
         raise read.bad(spec.key_value_heads.names[0], f"{kv_heads} does not divide {heads} heads")
@@ -108,7 +114,19 @@ def _attention(
         gate=prefix + spec.gate if spec.gate else "",
         clip=number(read, spec.clip) if spec.clip else 0.0,
         temperature=_temperature(spec, read, rope),
+        experts=_head_experts(spec, read, prefix),
     )  # fmt: skip
+
+
+def _head_experts(spec: AttentionRow, read: ConfigReader, prefix: str) -> HeadExperts | None:
+    if spec.experts is None:
+        return None
+    experts = width(read, spec.experts.num_experts, maximum=MAX_HEAD_EXPERTS)
+    top_k = width(read, spec.experts.top_k)
+    if top_k > experts:
+        name = spec.experts.top_k.names[0]
+        raise read.bad(name, f"{top_k} is more than the {experts} experts")
+    return HeadExperts(prefix + spec.experts.router, experts, top_k)
 
 
 def _head_norm(row: Family, read: ConfigReader, module: str, heads: int, head_dim: int) -> Norm:

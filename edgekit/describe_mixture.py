@@ -68,6 +68,7 @@ def _mixture(row: Family, moe: MoeRow, read: ConfigReader, layer: int, layers: i
         group_score=moe.group_score,
         jitter=number(read, moe.jitter) if moe.jitter else 0.0,
         expert_bias=moe.expert_bias,
+        output_bias=block + moe.output_bias if moe.output_bias else "",
         shared=_shared(row, moe, read, prefix),
         shared_gate=block + moe.shared_gate if moe.shared_gate else "",
     )  # fmt: skip

@@ -9,6 +9,7 @@ from edgekit.architecture import (
     Architecture,
     Attention,
     FeedForward,
+    HeadExperts,
     LatentAttention,
     Layer,
     Mixture,
@@ -104,21 +105,47 @@ class _Specs:
     def _attention(self, a: Attention, layer: int) -> Iterator[TensorSpec]:
         wide, narrow = a.num_heads * a.head_dim, a.num_key_value_heads * a.head_dim
         sizes = {"q": (a.q, wide), "k": (a.k, narrow), "v": (a.v, narrow)}
-        start, total = 0, wide + 2 * narrow
+        if a.experts:
+            del sizes["q"]
+            yield from self._head_queries(a, a.experts, layer)
+        fused = self.row.names.qkv or self.row.names.kv
+        start, total = 0, sum(out for _, out in sizes.values())
         for name, (module, out) in sizes.items():
             source = None
-            if self.row.names.qkv:
-                fused = a.q.removesuffix(self.row.names.q) + self.row.names.qkv + ".weight"
-                source = rows(fused, (total, self.hidden), start, start + out)
+            if fused:
+                stored = a.k.removesuffix(self.row.names.k) + fused + ".weight"
+                source = rows(stored, (total, self.hidden), start, start + out)
             yield from _matrix(module, out, self.hidden, layer, a.qkv_bias, name, source)
             start += out
-        yield from _matrix(a.o, self.hidden, wide, layer, a.o_bias, "o")
+        if a.experts:
+            yield from self._head_outputs(a, a.experts, layer)
+        else:
+            yield from _matrix(a.o, self.hidden, wide, layer, a.o_bias, "o")
         yield from _norm(a.q_norm, layer)
         yield from _norm(a.k_norm, layer)
         if a.sinks:
             yield _own(a.sinks, (a.num_heads,), "vector", layer)
         if a.gate:
             yield from _matrix(a.gate, wide, self.hidden, layer)
+
+    def _head_queries(self, a: Attention, e: HeadExperts, layer: int) -> Iterator[TensorSpec]:
+        """Router, and the queries of all experts as one matrix; stored as [E, heads * D, H]."""
+        yield _own(e.router + ".weight", (e.num_experts, self.hidden), "vector", layer)
+        wide = a.num_key_value_heads * a.head_dim
+        shape = (e.num_experts * wide, self.hidden)
+        part = Part(a.q + ".weight", (e.num_experts, wide, self.hidden), shape)
+        yield from _matrix(a.q, *shape, layer, False, "q", part)
+
+    def _head_outputs(self, a: Attention, e: HeadExperts, layer: int) -> Iterator[TensorSpec]:
+        """The outputs of all experts side by side in one matrix; stored as [E, H, heads * D]."""
+        assert self.row.attention.experts is not None
+        wide = a.num_key_value_heads * a.head_dim
+        stored = (e.num_experts, self.hidden, wide)
+        part = Part(a.o + ".weight", stored, axes=(1, 0, 2))
+        yield from _matrix(a.o, self.hidden, e.num_experts * wide, layer, False, "o", part)
+        prefix = e.router.removesuffix(self.row.attention.experts.router)
+        bias = Part(prefix + self.row.attention.experts.bias, (self.hidden,))
+        yield TensorSpec(a.o + ".bias", (self.hidden,), "bias", bias, layer)
 
     def _latent(self, a: LatentAttention, layer: int) -> Iterator[TensorSpec]:
         queries = a.num_heads * (a.nope_dim + a.rope_dim)
@@ -174,6 +201,8 @@ class _Specs:
             if m.expert_bias:
                 for e in range(m.num_experts):
                     yield self._expert_bias(row.experts, m, block, layer, e, projection)
+        if m.output_bias:
+            yield _own(m.output_bias, (self.hidden,), "bias", layer)
         if m.shared:
             yield from self._feed_forward(m.shared, layer, row.shared_gate_up)
         if m.shared_gate:

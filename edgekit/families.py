@@ -49,6 +49,7 @@ class Names:
     k: str = "k_proj"
     v: str = "v_proj"
     o: str = "o_proj"
+    kv: str = ""  # stored as one matrix: rows of k, then v
     qkv: str = ""  # stored as one matrix: rows of q, then k, then v
     q_norm: str = "q_norm"
     k_norm: str = "k_norm"
@@ -70,6 +71,16 @@ class ShortConvRow:
     output: str = "out_proj"
     length: Key = key("conv_L_cache", default=3)
     bias: bool | Key = key("conv_bias", default=False)
+
+
+@dataclass(frozen=True)
+class HeadsRow:
+    """Experts of the attention; the router is a module and the bias a tensor in its block."""
+
+    router: str
+    bias: str
+    num_experts: Key = key("num_local_experts")
+    top_k: Key = key("num_experts_per_tok")
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,7 @@ class AttentionRow:
     rope_theta: float = 10_000.0  # unless the config says
     rope_by_type: bool = False  # windowed layers have rotary positions of their own
     latent: bool = False
+    experts: HeadsRow | None = None
     short_conv: ShortConvRow | None = None
     temperature: str = ""  # "llama4" or "rope"
 
@@ -164,12 +176,14 @@ class MoeRow:
     grouped_if: tuple[Key, str] | None = None  # groups count only when the key has this value
     jitter: Key | None = None
     expert_bias: bool = False
+    output_bias: str = ""  # tensor in the block
     shared: str = ""  # prefix of the shared expert in the layer
     shared_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     shared_gate_up: str = ""  # stored as one matrix
     shared_width: tuple[Key, ...] = ()  # multiplied
     shared_gate: str = ""  # module in the block
     sparse: Pattern | None = None  # None: every layer
+    shrinks: bool = True  # whether experts can be left out
 
 
 @dataclass(frozen=True)
@@ -190,6 +204,7 @@ class Family:
     mlp_bias: bool | Key = False
     norm_kind: str = "rms"
     norm_eps: Key | float = key("rms_norm_eps", default=1e-6)
+    final_norm_eps: Key | float | None = None  # where it differs
     latent_norm_eps: float = 1e-6
     norm_weight: bool = True
     norm_bias: bool = False

@@ -7,7 +7,16 @@ from typing import Any
 
 from edgekit.config_values import ConfigReader
 from edgekit.errors import BadInputError
-from edgekit.families import AttentionRow, Family, MoeRow, Names, Separate, ShortConvRow, key
+from edgekit.families import (
+    AttentionRow,
+    Family,
+    HeadsRow,
+    MoeRow,
+    Names,
+    Separate,
+    ShortConvRow,
+    key,
+)
 from edgekit.family_parts import GRANITE, GRANITE_MOE, GRANITE_SCALES
 from edgekit.layer_patterns import convolved_where_listed, listed, sparse_from
 
@@ -74,6 +83,17 @@ HYBRIDS = (
                       correction_if=key("use_expert_bias", default=True),
                       sparse=sparse_from("num_dense_layers", 2)),
            **LFM2),
+    Family("jetmoe", "JetMoeForCausalLM",
+           names=Names(attention="self_attention.", q="experts.input_linear",
+                       o="experts.output_linear", kv="kv_proj"),
+           attention=AttentionRow(
+               key_value_heads=key("num_key_value_heads"), head_dim=key("kv_channels", "head_dim"),
+               experts=HeadsRow("experts.router.layer", "experts.bias")),
+           moe=replace(GRANITE_MOE, block="mlp.", output_bias="bias", shrinks=False),
+           activation=key("activation_function", default="silu"), norm_eps=1e-6,
+           final_norm_eps=key("rms_norm_eps", default=1e-6), tied=True,
+           note="the queries and outputs of all attention experts are computed, not only of the "
+           "chosen"),
     Family("granitemoehybrid", "GraniteMoeHybridForCausalLM",
            names=Names(feed_forward="shared_mlp.", gate_up="input_linear", down="output_linear"),
            attention=replace(GRANITE, rotated=_granite_rotated),

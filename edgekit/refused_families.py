@@ -17,7 +17,6 @@ REFUSED: dict[str, str] = {
     "their own, which no graph writes yet",
     "gemma4_text": "its layers differ in the size of their heads, which no graph writes yet",
     "jamba": MAMBA,
-    "jetmoe": "its attention heads are experts, which no graph writes yet",
     "longcat_flash": "its mixture skips over a second attention, which no graph writes yet",
     "mamba": MAMBA,
     "mamba2": MAMBA,

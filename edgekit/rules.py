@@ -202,6 +202,11 @@ def experts_to_keep(architecture: Architecture, keep: float, source: str) -> int
             f"{source}: a dense {architecture.model_type} has no experts to drop; remove [shrink] "
             "from the recipe"
         )
+    if not architecture.expert_count_keys:
+        raise BadInputError(
+            f"{source}: experts of a {architecture.model_type} cannot be left out, because more "
+            "than the mixture depends on their number; remove [shrink] from the recipe"
+        )
     count = round(keep * moe.num_experts)
     if count < moe.num_experts_per_tok:
         raise BadInputError(

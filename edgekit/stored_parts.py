@@ -20,7 +20,8 @@ class Part:
     """A view of the stored ``tensor`` of ``shape``.
 
     The stored tensor is seen as ``split`` (its own shape if empty), then indexed axis by axis, then
-    transposed. The result holds the elements of the wanted tensor in its order.
+    transposed, or its axes put into the order ``axes``. The result holds the elements of the wanted
+    tensor in its order.
     """
 
     tensor: str
@@ -28,11 +29,7 @@ class Part:
     split: tuple[int, ...] = ()
     index: tuple[int | Range, ...] = ()
     transposed: bool = False
-
-    @property
-    def whole(self) -> bool:
-        """Whether the part is the stored tensor itself."""
-        return not self.index and not self.transposed
+    axes: tuple[int, ...] = ()
 
     @property
     def rows(self) -> slice | None:
@@ -47,6 +44,8 @@ class Part:
         array = stored.reshape(self.split) if self.split else stored
         if self.index:
             array = array[tuple(i if isinstance(i, int) else slice(*i) for i in self.index)]
+        if self.axes:
+            return array.transpose(self.axes)
         return array.T if self.transposed else array
 
 

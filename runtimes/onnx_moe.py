@@ -42,6 +42,8 @@ def mixture(m: Matrices, x: str, hidden_size: int, moe: Mixture) -> str:
         gates, factor = _gates(m, logits, moe)
         y = _given(m, m.b.node("Mul", [x, _like_x(m, factor, x, moe)], x + ".scaled")
                    if factor else x, gates, moe)  # fmt: skip
+    if moe.output_bias:
+        y = b.node("Add", [y, b.floats(moe.output_bias)], router + ".biased")
     if moe.shared is None:
         return y
     shared = m.feed_forward(x, moe.shared)

@@ -12,6 +12,7 @@ from openvino.utils.node_factory import NodeFactory
 
 from edgekit.architecture import Attention, LatentAttention, Norm, Rope, Temperature
 from edgekit.runtimes.openvino_constants import Node
+from edgekit.runtimes.openvino_heads import expert_outputs, expert_queries
 from edgekit.runtimes.openvino_ops import F32, Blocks
 
 END = 2**63 - 1
@@ -120,8 +121,11 @@ MASKED = -65504.0  # the lowest float16
 def attention(c: Context, x: Node, a: Attention, layer: int) -> Node:
     """Grouped-query attention of x [B, T, H]."""
     b = c.blocks
-    q = _clipped(b, _projected(b, x, a.q, a.q_norm, a), a)
-    q = b.heads(q, a.num_heads, a.head_dim)
+    if a.experts:
+        q, gates = expert_queries(b, x, a, a.experts)
+    else:
+        q = _clipped(b, _projected(b, x, a.q, a.q_norm, a), a)
+        q = b.heads(q, a.num_heads, a.head_dim)
     k = _clipped(b, _projected(b, x, a.k, a.k_norm, a), a)
     k = b.heads(k, a.num_key_value_heads, a.head_dim)
     v = b.heads(_clipped(b, b.linear(x, a.v), a), a.num_key_value_heads, a.head_dim)
@@ -140,6 +144,8 @@ def attention(c: Context, x: Node, a: Attention, layer: int) -> Node:
     keys = _repeat_heads(b, keys, a.num_key_value_heads, repeats, a.head_dim)
     values = _repeat_heads(b, values, a.num_key_value_heads, repeats, a.head_dim)
     y = _attend(b, q, keys, values, c.mask(a.window), a)
+    if a.experts:
+        return expert_outputs(b, b.heads_first(y), gates, a, a.experts)
     y = op.reshape(b.heads_first(y), b.ints(0, 0, a.num_heads * a.head_dim), True)
     if a.gate:
         y = op.multiply(y, op.sigmoid(b.linear(x, a.gate)))

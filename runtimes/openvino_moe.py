@@ -32,6 +32,8 @@ def mixture(b: Blocks, x: Node, m: Mixture) -> Node:
     gates = op.reshape(_scattered(b, flat, chosen, indices, m), b.ints(count, -1), False)
     weighted = op.multiply(y, op.unsqueeze(gates, b.scalar(-1)))
     y = op.reshape(op.reduce_sum(weighted, b.ints(0), False), shape, False)
+    if m.output_bias:
+        y = op.add(y, b.pool.floats(m.output_bias, (1, 1, hidden)))
     if m.shared is None:
         return y
     shared = b.feed_forward(x, m.shared)

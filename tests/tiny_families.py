@@ -147,6 +147,7 @@ SPARSE: dict[str, dict[str, object]] = {
         **EXPERTS, **GRANITE, "shared_intermediate_size": 96, "position_embedding_type": "rope",
         "layer_types": ["attention", "attention"],
     },
+    "jetmoe": {**EXPERTS, "kv_channels": 32, "num_local_experts": 6, "rms_norm_eps": 1e-5},
     "gpt_oss": {**EXPERTS, **WINDOW, **EVERY_SECOND},
     "llama4_text": {
         **EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "floor_scale": 16,
