@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from edgekit.architecture import Architecture, FeedForward, Layer, Mixer, Norm
+from edgekit.architecture import Architecture, Beside, FeedForward, Layer, Mixer, Norm
 from edgekit.config_values import ConfigReader
 from edgekit.describe_attention import attention_layers
 from edgekit.describe_mixture import mixture_layers
@@ -35,9 +35,12 @@ def describe(
     read = ConfigReader(config, source)
     hidden = width(read, row.hidden_size)
     count = width(read, row.layers, maximum=MAX_LAYERS)
+    if row.check:
+        row.check(read, count)
     attentions = attention_layers(row, read, hidden, count)
     mixtures = mixture_layers(row, read, count)
-    dense_size = 1 if all(mixtures) else _dense_size(row, read)
+    only_sparse = all(mixtures) and not (row.moe and row.moe.beside)
+    dense_size = 1 if only_sparse else _dense_size(row, read)
     layers = tuple(
         _layer(row, read, i, hidden, dense_size, attention, mixture)
         for i, (attention, mixture) in enumerate(zip(attentions, mixtures, strict=True))
@@ -116,7 +119,8 @@ def _layer(
 
     parallel = flag(read, row.parallel)
     dense = None
-    if mixture is None:
+    beside = _beside(row, read, prefix, hidden) if mixture else None
+    if mixture is None or beside:
         block = prefix + names.feed_forward
         dense = FeedForward(
             block + names.gate if names.gate else "", block + names.up, block + names.down,
@@ -136,7 +140,15 @@ def _layer(
         feed_forward_post_norm=norm(names.feed_forward_post_norm),
         parallel=parallel,
         residual_scale=number(read, row.residual_scale),
+        beside=beside,
+        scalar=prefix + row.layer_scalar if row.layer_scalar else "",
     )
+
+
+def _beside(row: Family, read: ConfigReader, prefix: str, hidden: int) -> Beside | None:
+    if row.moe is None or not row.moe.beside:
+        return None
+    return Beside(*(_norm(row, read, prefix + name, hidden) for name in row.moe.beside))
 
 
 def _dense_size(row: Family, read: ConfigReader) -> int:

@@ -31,15 +31,17 @@ def attention_layers(row: Family, read: ConfigReader, hidden: int, layers: int) 
     if row.attention.latent:
         return [_latent(row, read, layer) for layer in range(layers)]
     shape = _shape(row.attention, read, hidden)
+    wide = _global_shape(row.attention, read, shape)
     spec = row.attention
     window = whole(read, spec.window)
     windowed = spec.windowed(read, layers) if spec.windowed and window else (False,) * layers
     rotated = spec.rotated(read, layers) if spec.rotated else (True,) * layers
     normed = spec.qk_norm_layers(read, layers) if spec.qk_norm_layers else (True,) * layers
-    full = _rope(row, read, shape[2], "full_attention")
+    full = _rope(row, read, wide[2], "full_attention")
     local = _rope(row, read, shape[2], "sliding_attention") if spec.rope_by_type else full
     attentions: list[Mixer] = [
-        _attention(row, read, shape, layer, window if windowed[layer] else 0,
+        _attention(row, read, shape if windowed[layer] else wide, layer,
+                   window if windowed[layer] else 0,
                    (local if windowed[layer] else full) if rotated[layer] else None, normed[layer])
         for layer in range(layers)
     ]  # fmt: skip
@@ -63,6 +65,12 @@ def _shape(spec: AttentionRow, read: ConfigReader, hidden: int) -> tuple[int, in
         heads = width(read, spec.heads)
         kv_heads = whole(read, spec.key_value_heads) or heads
     head_dim = whole(read, spec.head_dim) or max(hidden // heads, 1)
+    return _checked_shape(spec, read, heads, kv_heads, head_dim)
+
+
+def _checked_shape(
+    spec: AttentionRow, read: ConfigReader, heads: int, kv_heads: int, head_dim: int
+) -> tuple[int, int, int]:
     if heads % kv_heads:
         raise read.bad(spec.key_value_heads.names[0], f"{kv_heads} does not divide {heads} heads")
     if head_dim > MAX_HEAD_DIM:
@@ -70,6 +78,18 @@ def _shape(spec: AttentionRow, read: ConfigReader, hidden: int) -> tuple[int, in
     if head_dim % 2:
         raise read.bad("head_dim", f"{head_dim} is odd; rotary positions need pairs")
     return heads, kv_heads, head_dim
+
+
+def _global_shape(
+    spec: AttentionRow, read: ConfigReader, shape: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """The shape of layers without a window, where it differs."""
+    heads, kv_heads, head_dim = shape
+    if spec.global_key_value_heads and flag(read, spec.shared_values):
+        kv_heads = whole(read, spec.global_key_value_heads) or kv_heads
+    if spec.global_head_dim:
+        head_dim = whole(read, spec.global_head_dim) or head_dim
+    return _checked_shape(spec, read, heads, kv_heads, head_dim)
 
 
 def _rope(row: Family, read: ConfigReader, head_dim: int, layer_type: str) -> Rope:
@@ -95,6 +115,7 @@ def _attention(
     normed: bool,
 ) -> Attention:
     heads, kv_heads, head_dim = shape
+    shared = flag(read, row.attention.shared_values) and not window
     spec, names = row.attention, row.names
     prefix = names.layer.replace("{l}", str(layer)) + names.attention
     q_norm = k_norm = None
@@ -102,7 +123,8 @@ def _attention(
         q_norm = _head_norm(row, read, prefix + names.q_norm, heads, head_dim)
         k_norm = _head_norm(row, read, prefix + names.k_norm, kv_heads, head_dim)
     return Attention(
-        q=prefix + names.q, k=prefix + names.k, v=prefix + names.v, o=prefix + names.o,
+        q=prefix + names.q, k=prefix + names.k, v=prefix + (names.k if shared else names.v),
+        o=prefix + names.o,
         num_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
         scale=_scale(spec, read, head_dim),
         qkv_bias=flag(read, spec.qkv_bias), o_bias=flag(read, spec.o_bias),
@@ -115,6 +137,7 @@ def _attention(
         clip=number(read, spec.clip) if spec.clip else 0.0,
         temperature=_temperature(spec, read, rope),
         experts=_head_experts(spec, read, prefix),
+        v_norm=_value_norm(row, read, prefix, head_dim),
     )  # fmt: skip
 
 
@@ -135,8 +158,14 @@ def _head_norm(row: Family, read: ConfigReader, module: str, heads: int, head_di
     return Norm(module, size, eps, "rms", row.attention.qk_norm_weight, False, row.unit_offset)
 
 
+def _value_norm(row: Family, read: ConfigReader, prefix: str, head_dim: int) -> Norm | None:
+    if not row.attention.v_norm:
+        return None
+    return Norm(prefix + "v_norm", head_dim, norm_epsilon(read, row.norm_eps), weight=False)
+
+
 def _scale(spec: AttentionRow, read: ConfigReader, head_dim: int) -> float:
-    if spec.scale:
+    if spec.scale is not None:
         return number(read, spec.scale)
     base = number(read, spec.scale_by) if spec.scale_by else head_dim
     if base <= 0:

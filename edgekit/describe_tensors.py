@@ -100,11 +100,19 @@ class _Specs:
         if layer.mixture:
             assert self.row.moe is not None
             yield from self._mixture(layer.mixture, self.row.moe, layer.index)
+        if layer.beside:
+            for norm in (layer.beside.dense_post_norm, layer.beside.mixture_norm,
+                         layer.beside.mixture_post_norm):  # fmt: skip
+                yield from _norm(norm, layer.index)
         yield from _norm(layer.feed_forward_post_norm, layer.index)
+        if layer.scalar:
+            yield _own(layer.scalar, (1,), "vector", layer.index)
 
     def _attention(self, a: Attention, layer: int) -> Iterator[TensorSpec]:
         wide, narrow = a.num_heads * a.head_dim, a.num_key_value_heads * a.head_dim
         sizes = {"q": (a.q, wide), "k": (a.k, narrow), "v": (a.v, narrow)}
+        if a.v == a.k:
+            del sizes["v"]
         if a.experts:
             del sizes["q"]
             yield from self._head_queries(a, a.experts, layer)
@@ -194,6 +202,10 @@ class _Specs:
             stored = Part(m.correction, (1, *count), count) if row.correction_row else None
             part = stored or Part(m.correction, count)
             yield TensorSpec(m.correction, count, "router", part, layer)
+        if m.router_scale:
+            yield _own(m.router_scale, (self.hidden,), "vector", layer)
+        if m.expert_scale:
+            yield _own(m.expert_scale, (m.num_experts,), "router", layer)
         block = self._block(row, layer)
         for projection, _ in m.expert_names:
             for e in range(m.num_experts):

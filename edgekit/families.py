@@ -13,6 +13,7 @@ from typing import Any
 from edgekit.config_values import ConfigReader
 
 Pattern = Callable[[ConfigReader, int], tuple[bool, ...]]
+Check = Callable[[ConfigReader, int], None]  # raises BadInputError
 Width = Callable[[ConfigReader], int]  # where the config does not state the size itself
 
 
@@ -90,6 +91,10 @@ class AttentionRow:
     heads: Key = key("num_attention_heads")
     key_value_heads: Key = key("num_key_value_heads", default=0)  # 0: as many as heads
     head_dim: Key = key("head_dim", default=0)  # 0: hidden_size / heads
+    global_head_dim: Key | None = None  # of layers without a window; 0: head_dim
+    global_key_value_heads: Key | None = None  # of layers with shared values; 0: key_value_heads
+    shared_values: bool | Key = False  # layers without a window use their keys as values
+    v_norm: bool = False  # values are normalized per head, without a weight
     qkv_bias: bool | Key = False
     o_bias: bool | Key = False
     qk_norm: str = ""  # "head" (per head) or "width" (over all heads)
@@ -97,7 +102,7 @@ class AttentionRow:
     qk_norm_weight: bool = True
     qk_norm_layers: Pattern | None = None
     norm_after_rope: bool = False
-    scale: Key | None = None  # replaces head_dim ** -0.5
+    scale: Key | float | None = None  # replaces head_dim ** -0.5
     scale_by: Key | None = None  # this value ** -0.5 replaces it
     soft_cap: Key | None = None
     sinks: str = ""
@@ -175,6 +180,8 @@ class MoeRow:
     group_score: str = "top2"  # or "max"
     grouped_if: tuple[Key, str] | None = None  # groups count only when the key has this value
     jitter: Key | None = None
+    router_scale: str = ""  # tensor in the block; the router then has a norm of its own
+    expert_scale: str = ""  # tensor in the block
     expert_bias: bool = False
     output_bias: str = ""  # tensor in the block
     shared: str = ""  # prefix of the shared expert in the layer
@@ -183,6 +190,7 @@ class MoeRow:
     shared_width: tuple[Key, ...] = ()  # multiplied
     shared_gate: str = ""  # module in the block
     sparse: Pattern | None = None  # None: every layer
+    beside: tuple[str, ...] = ()  # norms in the layer, if it has a dense part as well
     shrinks: bool = True  # whether experts can be left out
 
 
@@ -221,5 +229,7 @@ class Family:
     ignored: tuple[str, ...] = ()  # regular expressions of tensors that are not used
     dense_type: str = ""
     runtimes: tuple[str, ...] = ("openvino", "onnx")  # that have a graph for it
+    layer_scalar: str = ""  # tensor in the layer
+    check: Check | None = None  # what a config may not ask for
     eager: bool = False  # transformers 5.5 is only right with its plain attention
     note: str = ""

@@ -15,10 +15,11 @@ from edgekit.families import (
     Names,
     Separate,
     ShortConvRow,
+    Stacked,
     key,
 )
-from edgekit.family_parts import GRANITE, GRANITE_MOE, GRANITE_SCALES
-from edgekit.layer_patterns import convolved_where_listed, listed, sparse_from
+from edgekit.family_parts import GRANITE, GRANITE_MOE, GRANITE_SCALES, LLAMA, SANDWICH
+from edgekit.layer_patterns import convolved_where_listed, listed, sparse_from, windowed_but_every
 
 
 def _lfm2_width(read: ConfigReader) -> int:
@@ -48,7 +49,7 @@ LFM2: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _granite_types(read: ConfigReader, layers: int) -> list[object]:
+def _check_granite(read: ConfigReader, layers: int) -> None:
     """Kinds of layers; transformers takes a config that names none for one of Mamba throughout."""
     name = "layers_block_type" if "layers_block_type" in read.config else "layer_types"
     types = listed(read, name, layers, str) or ["mamba"] * layers
@@ -58,18 +59,39 @@ def _granite_types(read: ConfigReader, layers: int) -> list[object]:
             "recurrent state of Mamba is not written into a graph yet; choose a Granite model "
             "with attention in all layers, such as granite-4.0-micro"
         )
-    return types
 
 
 def _granite_rotated(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """All layers or none, as ``position_embedding_type`` says."""
-    _granite_types(read, layers)
     return (read.text("position_embedding_type", default="nope") == "rope",) * layers
 
 
 def _granite_sparse(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """All layers, or none where the model has no experts beside the shared one."""
     return (read.whole("num_local_experts", default=8) > 0,) * layers
+
+
+def _check_gemma4(read: ConfigReader, layers: int) -> None:
+    """Refuse what the small models of the family have."""
+    asked = {
+        "hidden_size_per_layer_input": read.whole("hidden_size_per_layer_input", default=256) > 0,
+        "num_kv_shared_layers": read.whole("num_kv_shared_layers", default=0) > 0,
+        "use_bidirectional_attention": read.config.get("use_bidirectional_attention") == "all",
+    }
+    for name in (name for name, used in asked.items() if used):
+        raise BadInputError(
+            f"{read.source}: {name} is {read.config.get(name, 256)!r}, and no graph writes what it "
+            "stands for yet; choose a Gemma 4 model without it, such as the 26B-A4B or the 31B"
+        )
+
+
+def _gemma4_windowed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """All but every sixth, or as listed; the last layer never."""
+    return (*windowed_but_every("", 6)(read, layers)[:-1], False)
+
+
+def _gemma4_sparse(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    return (read.flag("enable_moe_block", default=False),) * layers
 
 
 HYBRIDS = (
@@ -83,6 +105,23 @@ HYBRIDS = (
                       correction_if=key("use_expert_bias", default=True),
                       sparse=sparse_from("num_dense_layers", 2)),
            **LFM2),
+    Family("gemma4_text", "Gemma4ForCausalLM", names=SANDWICH,
+           attention=replace(
+               LLAMA, qk_norm="head", v_norm=True, scale=1.0, rope_theta=1e6,
+               windowed=_gemma4_windowed, rope_by_type=True,
+               global_head_dim=key("global_head_dim", default=512),
+               global_key_value_heads=key("num_global_key_value_heads", default=0),
+               shared_values=key("attention_k_eq_v", default=False)),
+           moe=MoeRow(block="", router="router.proj", top_k=key("top_k_experts"),
+                      experts=Stacked("experts.gate_up_proj", "experts.down_proj"),
+                      router_scale="router.scale", expert_scale="router.per_expert_scale",
+                      beside=("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2",
+                              "post_feedforward_layernorm_2"),
+                      sparse=_gemma4_sparse),
+           activation=key("hidden_activation", default="gelu_pytorch_tanh"),
+           logit_soft_cap=key("final_logit_softcapping", default=0.0), embedding_scale="sqrt",
+           tied=True, layer_scalar="layer_scalar", check=_check_gemma4, runtimes=("openvino",),
+           note="without inputs per layer and without layers that share keys and values"),
     Family("jetmoe", "JetMoeForCausalLM",
            names=Names(attention="self_attention.", q="experts.input_linear",
                        o="experts.output_linear", kv="kv_proj"),
@@ -102,6 +141,7 @@ HYBRIDS = (
                        shared_width=(key("shared_intermediate_size", default=1024),),
                        sparse=_granite_sparse),
            width=key("shared_intermediate_size", default=1024), dense_type="granite",
+           check=_check_granite,
            note="with attention in all layers; those with Mamba layers are refused",
            **GRANITE_SCALES),
 )  # fmt: skip

@@ -15,7 +15,6 @@ REFUSED: dict[str, str] = {
     "falcon_mamba": MAMBA,
     "gemma3n_text": "its layers mix several residual streams (AltUp) and read embeddings of "
     "their own, which no graph writes yet",
-    "gemma4_text": "its layers differ in the size of their heads, which no graph writes yet",
     "jamba": MAMBA,
     "longcat_flash": "its mixture skips over a second attention, which no graph writes yet",
     "mamba": MAMBA,

@@ -74,6 +74,10 @@ def _block_misfit(architecture: Architecture, scheme: Scheme) -> bool:
     )
 
 
+def _foreign_activation(architecture: Architecture, scheme: Scheme) -> bool:
+    return architecture.moe is not None and architecture.moe.activation not in ("silu", "clamped")
+
+
 UNPACKED = ("router", "norms")  # what quantization-aware training can train
 OPENVINO = ("openvino-cpu", "openvino-gpu", "openvino-npu")
 ONNX = ("onnx-cpu", "onnx-dml")
@@ -98,6 +102,12 @@ RULES: tuple[Rule, ...] = (
         "in place",
         "use a smaller group or int4-channel",
         "compressed-tensors pack-quantized layout",
+    ),
+    Rule(
+        "onnx-activation", ONNX, _foreign_activation,
+        "ONNX Runtime's experts multiply with a SiLU gate only",
+        "compile for openvino-cpu or openvino-gpu",
+        "ONNX Runtime QMoE: activation_type swiglu",
     ),
     Rule(
         "npu-dense", NPU, lambda a, s: a.moe is not None,

@@ -128,7 +128,10 @@ def attention(c: Context, x: Node, a: Attention, layer: int) -> Node:
         q = b.heads(q, a.num_heads, a.head_dim)
     k = _clipped(b, _projected(b, x, a.k, a.k_norm, a), a)
     k = b.heads(k, a.num_key_value_heads, a.head_dim)
-    v = b.heads(_clipped(b, b.linear(x, a.v), a), a.num_key_value_heads, a.head_dim)
+    v = k
+    if a.v != a.k:
+        v = b.heads(_clipped(b, b.linear(x, a.v), a), a.num_key_value_heads, a.head_dim)
+    v = b.norm(v, a.v_norm, rank=4)
     if not a.norm_after_rope:
         q, k = _head_normed(b, q, a.q_norm, a), _head_normed(b, k, a.k_norm, a)
     q, k, v = b.heads_first(q), b.heads_first(k), b.heads_first(v)

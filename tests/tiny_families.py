@@ -148,6 +148,11 @@ SPARSE: dict[str, dict[str, object]] = {
         "layer_types": ["attention", "attention"],
     },
     "jetmoe": {**EXPERTS, "kv_channels": 32, "num_local_experts": 6, "rms_norm_eps": 1e-5},
+    "gemma4_text": {
+        **EXPERTS, **WINDOW, **EVERY_SECOND, "top_k_experts": 2, "enable_moe_block": True,
+        "global_head_dim": 64, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0, "final_logit_softcapping": 5.0,
+    },
     "gpt_oss": {**EXPERTS, **WINDOW, **EVERY_SECOND},
     "llama4_text": {
         **EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "floor_scale": 16,
@@ -175,7 +180,7 @@ def build_weights(directory: Path, family: str, seed: int = 0, **options: object
         if "correction_bias" in name or name.endswith("expert_bias"):
             tensor.data += 0.1 * torch.rand_like(tensor)  # a negative score would tie with a
             # masked group's, which the families set to 0
-        elif "norm" in name or name.endswith(("bias", "sinks")):
+        elif "norm" in name or name.endswith(("bias", "sinks", "scale", "scalar")):
             # ones and zeros would hide a swapped tensor
             tensor.data += 0.1 * torch.randn_like(tensor)
     model.save_pretrained(directory)
