@@ -11,127 +11,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from edgekit.mixers import (
+    Attention,
+    HeadExperts,
+    LatentAttention,
+    Mixer,
+    Norm,
+    Rope,
+    ShortConv,
+    Temperature,
+)
 from edgekit.stored_parts import Part
 
+__all__ = [
+    "Architecture", "Attention", "Beside", "FeedForward", "HeadExperts", "LatentAttention",
+    "Layer", "Mixer", "Mixture", "Norm", "Rope", "ShortConv", "Temperature", "TensorSpec",
+]  # fmt: skip
+
 SCORINGS = ("softmax", "softmax_top_k", "sigmoid", "sparsemixer", "sigmoid_input")
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A normalization over the last axis.
-
-    ``kind`` "rms" is RMSNorm (arXiv 1910.07467, eq. 4), "layer" LayerNorm (arXiv 1607.06450).
-    Without ``weight`` nothing is learned; ``unit_offset`` multiplies by ``1 + weight``.
-    """
-
-    module: str
-    size: int
-    eps: float
-    kind: str = "rms"
-    weight: bool = True
-    bias: bool = False
-    unit_offset: bool = False
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions of the first ``2 * len(inv_freq)`` dimensions of a head.
-
-    ``interleaved`` rotates neighbours (2i, 2i+1) instead of halves; cos and sin are multiplied by
-    ``attention_factor``. Beyond ``original_length`` tokens the long frequencies apply (LongRoPE).
-    """
-
-    inv_freq: tuple[float, ...]
-    attention_factor: float = 1.0
-    interleaved: bool = False
-    long_inv_freq: tuple[float, ...] = ()
-    long_attention_factor: float = 1.0
-    original_length: int = 0
-
-    @property
-    def dimensions(self) -> int:
-        """Rotated dimensions of a head."""
-        return 2 * len(self.inv_freq)
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """Queries grow with their position: ``1 + beta * log(1 + floor((p + offset) / floor))``."""
-
-    beta: float
-    floor: float
-    offset: float
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Grouped-query attention; ``q``, ``k``, ``v``, ``o`` and ``gate`` name modules.
-
-    ``q_norm`` and ``k_norm`` apply per head (``norms_heads``) or to the whole width.
-    ``window`` is the number of positions a query sees, itself included (0: all); ``soft_cap`` c
-    replaces scores s by c tanh(s / c) (0: none); ``sinks`` names a logit per head that takes
-    probability and gives nothing; ``gate`` multiplies the output by a sigmoid; ``clip`` bounds
-    queries, keys and values.
-    """
-
-    q: str
-    k: str
-    v: str
-    o: str
-    num_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    scale: float
-    qkv_bias: bool = False
-    o_bias: bool = False
-    q_norm: Norm | None = None
-    k_norm: Norm | None = None
-    norms_heads: bool = False
-    norm_after_rope: bool = False
-    rope: Rope | None = None
-    window: int = 0
-    soft_cap: float = 0.0
-    sinks: str = ""
-    gate: str = ""
-    clip: float = 0.0
-    temperature: Temperature | None = None
-
-    @property
-    def cache_values(self) -> int:
-        """Values that the cache keeps of one token."""
-        return 2 * self.num_key_value_heads * self.head_dim
-
-
-@dataclass(frozen=True)
-class LatentAttention:
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
-
-    Queries come from ``q`` or, compressed, from ``q_a``, ``q_a_norm``, ``q_b``. The cache holds the
-    normalized latent [kv_lora_rank] and the rotated shared key [rope_dim] of each token.
-    """
-
-    q: str
-    q_a: str
-    q_a_norm: Norm | None
-    q_b: str
-    kv_a: str
-    kv_a_norm: Norm
-    kv_b: str
-    o: str
-    num_heads: int
-    q_lora_rank: int
-    kv_lora_rank: int
-    nope_dim: int
-    rope_dim: int
-    value_dim: int
-    scale: float
-    rope: Rope
-    bias: bool = False
-
-    @property
-    def cache_values(self) -> int:
-        """Values that the cache keeps of one token: the graphs store the latent twice."""
-        return 2 * (self.kv_lora_rank + self.rope_dim)
 
 
 @dataclass(frozen=True)
@@ -156,6 +53,8 @@ class Mixture:
     bias that counts for the choice only. Of ``num_groups`` groups the best ``top_groups`` stay,
     rated by their best expert or by the sum of their best two. With ``normalize`` the chosen gates
     are divided by their sum plus ``normalize_epsilon``, or by at least that (``normalize_clamp``).
+    With ``router_norm`` the router reads the layer's x, so normalized, times the vector
+    ``router_scale`` and hidden_size ** -0.5; ``expert_scale`` names a factor per chosen expert.
     """
 
     router: str
@@ -175,6 +74,9 @@ class Mixture:
     top_groups: int = 1
     group_score: str = "top2"
     jitter: float = 0.0
+    router_norm: Norm | None = None
+    router_scale: str = ""
+    expert_scale: str = ""
     expert_bias: bool = False
     shared: FeedForward | None = None
     shared_gate: str = ""
@@ -196,15 +98,28 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Norms of a layer whose dense feed-forward and mixture read the same x and are added."""
+
+    dense_post_norm: Norm
+    mixture_norm: Norm
+    mixture_post_norm: Norm
+
+
+@dataclass(frozen=True)
 class Layer:
     """One decoder layer: ``x += attention(norm x)``, ``x += feed_forward(norm x)``.
 
+    A short convolution may stand in the attention's place.
+
     A missing norm is the identity; post norms apply to what is added. ``parallel`` adds both to the
-    same x; its feed-forward then reads the attention's norm if it has none of its own.
+    same x; its feed-forward then reads the attention's norm if it has none of its own. With
+    ``beside`` a layer has a dense feed-forward and a mixture. ``scalar`` names a factor of the
+    layer's result.
     """
 
     index: int
-    attention: Attention | LatentAttention
+    attention: Mixer
     dense: FeedForward | None
     mixture: Mixture | None
     attention_norm: Norm | None
@@ -213,6 +128,8 @@ class Layer:
     feed_forward_post_norm: Norm | None
     parallel: bool = False
     residual_scale: float = 1.0
+    beside: Beside | None = None
+    scalar: str = ""
 
     def norms(self) -> Iterator[Norm]:
         """The norms that a layer has around its two parts."""
@@ -273,6 +190,7 @@ class Architecture:
     logit_scale: float
     logit_soft_cap: float
     expert_count_keys: tuple[str, ...]
+    runtimes: tuple[str, ...]  # that have a graph for the family
     ignored: tuple[str, ...]  # regular expressions of tensors that the language model does not use
     specs: tuple[TensorSpec, ...]
 
@@ -281,21 +199,27 @@ class Architecture:
         """Number of layers."""
         return len(self.layers)
 
+    @cached_property
+    def attentions(self) -> tuple[Attention | LatentAttention, ...]:
+        """The attention of every layer that has one; every family's models have at least one."""
+        mixers = (layer.attention for layer in self.layers)
+        return tuple(mixer for mixer in mixers if not isinstance(mixer, ShortConv))
+
     @property
     def num_attention_heads(self) -> int:
-        """Query heads of the first layer."""
-        return self.layers[0].attention.num_heads
+        """Query heads of the first attention."""
+        return self.attentions[0].num_heads
 
     @property
     def num_key_value_heads(self) -> int:
-        """Key and value heads of the first layer as cached; 1 for latent attention."""
-        first = self.layers[0].attention
+        """Key and value heads of the first attention as cached; 1 for latent attention."""
+        first = self.attentions[0]
         return first.num_key_value_heads if isinstance(first, Attention) else 1
 
     @property
     def head_dim(self) -> int:
-        """Cached dimensions of a key head of the first layer."""
-        first = self.layers[0].attention
+        """Cached dimensions of a key head of the first attention."""
+        first = self.attentions[0]
         if isinstance(first, Attention):
             return first.head_dim
         return first.kv_lora_rank + first.rope_dim

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from edgekit.architecture import Architecture, Attention, FeedForward, LatentAttention, Layer, Norm
+from edgekit.architecture import Architecture, Beside, FeedForward, Layer, Mixer, Norm
 from edgekit.config_values import ConfigReader
 from edgekit.describe_attention import attention_layers
 from edgekit.describe_mixture import mixture_layers
@@ -34,14 +35,17 @@ def describe(
     read = ConfigReader(config, source)
     hidden = width(read, row.hidden_size)
     count = width(read, row.layers, maximum=MAX_LAYERS)
+    if row.check:
+        row.check(read, count)
     attentions = attention_layers(row, read, hidden, count)
     mixtures = mixture_layers(row, read, count)
-    dense_size = 1 if all(mixtures) else width(read, row.width)
+    only_sparse = all(mixtures) and not (row.moe and row.moe.beside)
+    dense_size = 1 if only_sparse else _dense_size(row, read)
     layers = tuple(
         _layer(row, read, i, hidden, dense_size, attention, mixture)
         for i, (attention, mixture) in enumerate(zip(attentions, mixtures, strict=True))
     )
-    tied = read.flag("tie_word_embeddings", default=row.tied)
+    tied = read.flag("tie_word_embeddings", default=flag(read, row.tied))
     architecture = Architecture(
         model_type=row.model_type,
         vocab_size=read.count("vocab_size"),
@@ -51,13 +55,14 @@ def describe(
         context_length=_context_length(row, read),
         layers=layers,
         embedding=row.names.embedding,
-        final_norm=_norm(row, read, row.names.final_norm, hidden),
+        final_norm=_final_norm(row, read, hidden),
         head=row.names.head,
         head_bias=flag(read, row.head_bias) and not tied,
         embedding_scale=_embedding_scale(row, read, hidden),
         logit_scale=number(read, row.logit_scale) / number(read, row.logit_divisor),
         logit_soft_cap=number(read, row.logit_soft_cap),
-        expert_count_keys=row.moe.num_experts.names if row.moe else (),
+        expert_count_keys=row.moe.num_experts.names if row.moe and row.moe.shrinks else (),
+        runtimes=row.runtimes,
         ignored=row.ignored,
         specs=(),
     )
@@ -95,13 +100,20 @@ def _norm(row: Family, read: ConfigReader, module: str, size: int) -> Norm:
     )  # fmt: skip
 
 
+def _final_norm(row: Family, read: ConfigReader, hidden: int) -> Norm:
+    norm = _norm(row, read, row.names.final_norm, hidden)
+    if row.final_norm_eps is None:
+        return norm
+    return replace(norm, eps=norm_epsilon(read, row.final_norm_eps))
+
+
 def _layer(
     row: Family,
     read: ConfigReader,
     index: int,
     hidden: int,
     dense_size: int,
-    attention: Attention | LatentAttention,
+    attention: Mixer,
     mixture: Any,
 ) -> Layer:
     names, prefix = row.names, row.names.layer.replace("{l}", str(index))
@@ -111,7 +123,8 @@ def _layer(
 
     parallel = flag(read, row.parallel)
     dense = None
-    if mixture is None:
+    beside = _beside(row, read, prefix, hidden) if mixture else None
+    if mixture is None or beside:
         block = prefix + names.feed_forward
         dense = FeedForward(
             block + names.gate if names.gate else "", block + names.up, block + names.down,
@@ -131,7 +144,19 @@ def _layer(
         feed_forward_post_norm=norm(names.feed_forward_post_norm),
         parallel=parallel,
         residual_scale=number(read, row.residual_scale),
+        beside=beside,
+        scalar=prefix + row.layer_scalar if row.layer_scalar else "",
     )
+
+
+def _beside(row: Family, read: ConfigReader, prefix: str, hidden: int) -> Beside | None:
+    if row.moe is None or not row.moe.beside:
+        return None
+    return Beside(*(_norm(row, read, prefix + name, hidden) for name in row.moe.beside))
+
+
+def _dense_size(row: Family, read: ConfigReader) -> int:
+    return width(read, row.width) if isinstance(row.width, Key) else row.width(read)
 
 
 def _embedding_scale(row: Family, read: ConfigReader, hidden: int) -> float:

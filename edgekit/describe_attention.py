@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from edgekit.architecture import Attention, LatentAttention, Norm, Rope, Temperature
+from edgekit.architecture import (
+    Attention,
+    HeadExperts,
+    LatentAttention,
+    Mixer,
+    Norm,
+    Rope,
+    ShortConv,
+    Temperature,
+)
 from edgekit.config_values import ConfigReader
-from edgekit.families import AttentionRow, Family
+from edgekit.families import AttentionRow, Family, ShortConvRow
 from edgekit.family_values import flag, norm_epsilon, number, whole, width
 from edgekit.rope import make_rope, rope_settings, yarn_factor, yarn_scale
 
 MAX_HEAD_DIM = 4096
+MAX_CONV_LENGTH = 64
+MAX_HEAD_EXPERTS = 1024
 
 
-def attention_layers(
-    row: Family, read: ConfigReader, hidden: int, layers: int
-) -> list[Attention | LatentAttention]:
+def attention_layers(row: Family, read: ConfigReader, hidden: int, layers: int) -> list[Mixer]:
     """One per layer.
 
     Raises:
@@ -22,25 +31,46 @@ def attention_layers(
     if row.attention.latent:
         return [_latent(row, read, layer) for layer in range(layers)]
     shape = _shape(row.attention, read, hidden)
+    wide = _global_shape(row.attention, read, shape)
     spec = row.attention
     window = whole(read, spec.window)
     windowed = spec.windowed(read, layers) if spec.windowed and window else (False,) * layers
     rotated = spec.rotated(read, layers) if spec.rotated else (True,) * layers
     normed = spec.qk_norm_layers(read, layers) if spec.qk_norm_layers else (True,) * layers
-    full = _rope(row, read, shape[2], "full_attention")
+    full = _rope(row, read, wide[2], "full_attention")
     local = _rope(row, read, shape[2], "sliding_attention") if spec.rope_by_type else full
-    return [
-        _attention(row, read, shape, layer, window if windowed[layer] else 0,
+    attentions: list[Mixer] = [
+        _attention(row, read, shape if windowed[layer] else wide, layer,
+                   window if windowed[layer] else 0,
                    (local if windowed[layer] else full) if rotated[layer] else None, normed[layer])
         for layer in range(layers)
     ]  # fmt: skip
+    if spec.short_conv is None:
+        return attentions
+    convolved = spec.short_conv.layers(read, layers)
+    if all(convolved):
+        raise read.bad("layer_types", "names no layer with attention")
+    return [
+        _short_conv(row, spec.short_conv, read, layer, hidden) if convolved[layer] else attention
+        for layer, attention in enumerate(attentions)
+    ]
 
 
 def _shape(spec: AttentionRow, read: ConfigReader, hidden: int) -> tuple[int, int, int]:
     """Heads, key and value heads, dimensions of a head."""
-    heads = width(read, spec.heads)
-    kv_heads = whole(read, spec.key_value_heads) or heads
+    if spec.experts:  # each has a query head for every key head
+        kv_heads = width(read, spec.key_value_heads)
+        heads = kv_heads * width(read, spec.experts.top_k)
+    else:
+        heads = width(read, spec.heads)
+        kv_heads = whole(read, spec.key_value_heads) or heads
     head_dim = whole(read, spec.head_dim) or max(hidden // heads, 1)
+    return _checked_shape(spec, read, heads, kv_heads, head_dim)
+
+
+def _checked_shape(
+    spec: AttentionRow, read: ConfigReader, heads: int, kv_heads: int, head_dim: int
+) -> tuple[int, int, int]:
     if heads % kv_heads:
         raise read.bad(spec.key_value_heads.names[0], f"{kv_heads} does not divide {heads} heads")
     if head_dim > MAX_HEAD_DIM:
@@ -48,6 +78,18 @@ def _shape(spec: AttentionRow, read: ConfigReader, hidden: int) -> tuple[int, in
     if head_dim % 2:
         raise read.bad("head_dim", f"{head_dim} is odd; rotary positions need pairs")
     return heads, kv_heads, head_dim
+
+
+def _global_shape(
+    spec: AttentionRow, read: ConfigReader, shape: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """The shape of layers without a window, where it differs."""
+    heads, kv_heads, head_dim = shape
+    if spec.global_key_value_heads and flag(read, spec.shared_values):
+        kv_heads = whole(read, spec.global_key_value_heads) or kv_heads
+    if spec.global_head_dim:
+        head_dim = whole(read, spec.global_head_dim) or head_dim
+    return _checked_shape(spec, read, heads, kv_heads, head_dim)
 
 
 def _rope(row: Family, read: ConfigReader, head_dim: int, layer_type: str) -> Rope:
@@ -73,6 +115,7 @@ def _attention(
     normed: bool,
 ) -> Attention:
     heads, kv_heads, head_dim = shape
+    shared = flag(read, row.attention.shared_values) and not window
     spec, names = row.attention, row.names
     prefix = names.layer.replace("{l}", str(layer)) + names.attention
     q_norm = k_norm = None
@@ -80,7 +123,8 @@ def _attention(
         q_norm = _head_norm(row, read, prefix + names.q_norm, heads, head_dim)
         k_norm = _head_norm(row, read, prefix + names.k_norm, kv_heads, head_dim)
     return Attention(
-        q=prefix + names.q, k=prefix + names.k, v=prefix + names.v, o=prefix + names.o,
+        q=prefix + names.q, k=prefix + names.k, v=prefix + (names.k if shared else names.v),
+        o=prefix + names.o,
         num_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
         scale=_scale(spec, read, head_dim),
         qkv_bias=flag(read, spec.qkv_bias), o_bias=flag(read, spec.o_bias),
@@ -92,7 +136,20 @@ def _attention(
         gate=prefix + spec.gate if spec.gate else "",
         clip=number(read, spec.clip) if spec.clip else 0.0,
         temperature=_temperature(spec, read, rope),
+        experts=_head_experts(spec, read, prefix),
+        v_norm=_value_norm(row, read, prefix, head_dim),
     )  # fmt: skip
+
+
+def _head_experts(spec: AttentionRow, read: ConfigReader, prefix: str) -> HeadExperts | None:
+    if spec.experts is None:
+        return None
+    experts = width(read, spec.experts.num_experts, maximum=MAX_HEAD_EXPERTS)
+    top_k = width(read, spec.experts.top_k)
+    if top_k > experts:
+        name = spec.experts.top_k.names[0]
+        raise read.bad(name, f"{top_k} is more than the {experts} experts")
+    return HeadExperts(prefix + spec.experts.router, experts, top_k)
 
 
 def _head_norm(row: Family, read: ConfigReader, module: str, heads: int, head_dim: int) -> Norm:
@@ -101,8 +158,14 @@ def _head_norm(row: Family, read: ConfigReader, module: str, heads: int, head_di
     return Norm(module, size, eps, "rms", row.attention.qk_norm_weight, False, row.unit_offset)
 
 
+def _value_norm(row: Family, read: ConfigReader, prefix: str, head_dim: int) -> Norm | None:
+    if not row.attention.v_norm:
+        return None
+    return Norm(prefix + "v_norm", head_dim, norm_epsilon(read, row.norm_eps), weight=False)
+
+
 def _scale(spec: AttentionRow, read: ConfigReader, head_dim: int) -> float:
-    if spec.scale:
+    if spec.scale is not None:
         return number(read, spec.scale)
     base = number(read, spec.scale_by) if spec.scale_by else head_dim
     if base <= 0:
@@ -122,6 +185,19 @@ def _temperature(spec: AttentionRow, read: ConfigReader, rope: Rope | None) -> T
         original = settings.count("original_max_position_embeddings", default=8192)
         return Temperature(beta, float(original), 0.0) if beta else None
     return None
+
+
+def _short_conv(
+    row: Family, spec: ShortConvRow, read: ConfigReader, layer: int, hidden: int
+) -> ShortConv:
+    prefix = row.names.layer.replace("{l}", str(layer)) + spec.block
+    length = width(read, spec.length, maximum=MAX_CONV_LENGTH)
+    if length < 2:
+        raise read.bad(spec.length.names[0], "is 1; a convolution of one token has no state")
+    return ShortConv(
+        prefix + spec.input, prefix + spec.kernel, prefix + spec.output,
+        hidden, length, flag(read, spec.bias),
+    )  # fmt: skip
 
 
 def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:

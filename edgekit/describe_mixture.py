@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from edgekit.architecture import FeedForward, Mixture
+from edgekit.architecture import FeedForward, Mixture, Norm
 from edgekit.config_values import ConfigReader
 from edgekit.families import Family, MoeRow, Separate, Stacked
-from edgekit.family_values import activation, flag, lookup, number, whole, width
+from edgekit.family_values import activation, flag, lookup, norm_epsilon, number, whole, width
 
 MAX_EXPERTS = 1 << 18  # in all layers; each is three tensors, described one by one
 STACKED_NAMES = Separate()
@@ -67,10 +67,21 @@ def _mixture(row: Family, moe: MoeRow, read: ConfigReader, layer: int, layers: i
         top_groups=top_groups,
         group_score=moe.group_score,
         jitter=number(read, moe.jitter) if moe.jitter else 0.0,
+        router_norm=_router_norm(row, moe, read, block),
+        router_scale=block + moe.router_scale if moe.router_scale else "",
+        expert_scale=block + moe.expert_scale if moe.expert_scale else "",
         expert_bias=moe.expert_bias,
+        output_bias=block + moe.output_bias if moe.output_bias else "",
         shared=_shared(row, moe, read, prefix),
         shared_gate=block + moe.shared_gate if moe.shared_gate else "",
     )  # fmt: skip
+
+
+def _router_norm(row: Family, moe: MoeRow, read: ConfigReader, block: str) -> Norm | None:
+    if not moe.router_scale:
+        return None
+    size, eps = width(read, row.hidden_size), norm_epsilon(read, row.norm_eps)
+    return Norm(block + moe.router + ".norm", size, eps, weight=False)
 
 
 def _check_scoring(moe: MoeRow, read: ConfigReader, top_k: int) -> None:

@@ -9,10 +9,12 @@ from edgekit.architecture import (
     Architecture,
     Attention,
     FeedForward,
+    HeadExperts,
     LatentAttention,
     Layer,
     Mixture,
     Norm,
+    ShortConv,
     TensorSpec,
 )
 from edgekit.families import Family, Flat, MoeRow, Separate, Stacked
@@ -51,6 +53,18 @@ def _matrix(
         yield TensorSpec(module + ".bias", (out,), "bias", of_bias, layer)
 
 
+def _short_conv(c: ShortConv, layer: int) -> Iterator[TensorSpec]:
+    """The kernel is stored as [H, 1, length] and read as one row per token that it sees."""
+    size = c.size
+    yield from _matrix(c.input, 3 * size, size, layer, c.bias)
+    name, stored, seen = c.kernel + ".weight", (size, 1, c.length), (size, c.length)
+    part = Part(name, stored, seen, transposed=True)
+    yield TensorSpec(name, (c.length, size), "vector", part, layer)
+    if c.bias:
+        yield _own(c.kernel + ".bias", (size,), "bias", layer)
+    yield from _matrix(c.output, size, size, layer, c.bias)
+
+
 class _Specs:
     """Writes the list for one model."""
 
@@ -75,6 +89,8 @@ class _Specs:
         yield from _norm(layer.attention_norm, layer.index)
         if isinstance(layer.attention, Attention):
             yield from self._attention(layer.attention, layer.index)
+        elif isinstance(layer.attention, ShortConv):
+            yield from _short_conv(layer.attention, layer.index)
         else:
             yield from self._latent(layer.attention, layer.index)
         yield from _norm(layer.attention_post_norm, layer.index)
@@ -84,26 +100,60 @@ class _Specs:
         if layer.mixture:
             assert self.row.moe is not None
             yield from self._mixture(layer.mixture, self.row.moe, layer.index)
+        if layer.beside:
+            for norm in (layer.beside.dense_post_norm, layer.beside.mixture_norm,
+                         layer.beside.mixture_post_norm):  # fmt: skip
+                yield from _norm(norm, layer.index)
         yield from _norm(layer.feed_forward_post_norm, layer.index)
+        if layer.scalar:
+            yield _own(layer.scalar, (1,), "vector", layer.index)
 
     def _attention(self, a: Attention, layer: int) -> Iterator[TensorSpec]:
         wide, narrow = a.num_heads * a.head_dim, a.num_key_value_heads * a.head_dim
         sizes = {"q": (a.q, wide), "k": (a.k, narrow), "v": (a.v, narrow)}
-        start, total = 0, wide + 2 * narrow
+        if a.v == a.k:
+            del sizes["v"]
+        if a.experts:
+            del sizes["q"]
+            yield from self._head_queries(a, a.experts, layer)
+        fused = self.row.names.qkv or self.row.names.kv
+        start, total = 0, sum(out for _, out in sizes.values())
         for name, (module, out) in sizes.items():
             source = None
-            if self.row.names.qkv:
-                fused = a.q.removesuffix(self.row.names.q) + self.row.names.qkv + ".weight"
-                source = rows(fused, (total, self.hidden), start, start + out)
+            if fused:
+                stored = a.k.removesuffix(self.row.names.k) + fused + ".weight"
+                source = rows(stored, (total, self.hidden), start, start + out)
             yield from _matrix(module, out, self.hidden, layer, a.qkv_bias, name, source)
             start += out
-        yield from _matrix(a.o, self.hidden, wide, layer, a.o_bias, "o")
+        if a.experts:
+            yield from self._head_outputs(a, a.experts, layer)
+        else:
+            yield from _matrix(a.o, self.hidden, wide, layer, a.o_bias, "o")
         yield from _norm(a.q_norm, layer)
         yield from _norm(a.k_norm, layer)
         if a.sinks:
             yield _own(a.sinks, (a.num_heads,), "vector", layer)
         if a.gate:
             yield from _matrix(a.gate, wide, self.hidden, layer)
+
+    def _head_queries(self, a: Attention, e: HeadExperts, layer: int) -> Iterator[TensorSpec]:
+        """Router, and the queries of all experts as one matrix; stored as [E, heads * D, H]."""
+        yield _own(e.router + ".weight", (e.num_experts, self.hidden), "vector", layer)
+        wide = a.num_key_value_heads * a.head_dim
+        shape = (e.num_experts * wide, self.hidden)
+        part = Part(a.q + ".weight", (e.num_experts, wide, self.hidden), shape)
+        yield from _matrix(a.q, *shape, layer, False, "q", part)
+
+    def _head_outputs(self, a: Attention, e: HeadExperts, layer: int) -> Iterator[TensorSpec]:
+        """The outputs of all experts side by side in one matrix; stored as [E, H, heads * D]."""
+        assert self.row.attention.experts is not None
+        wide = a.num_key_value_heads * a.head_dim
+        stored = (e.num_experts, self.hidden, wide)
+        part = Part(a.o + ".weight", stored, axes=(1, 0, 2))
+        yield from _matrix(a.o, self.hidden, e.num_experts * wide, layer, False, "o", part)
+        prefix = e.router.removesuffix(self.row.attention.experts.router)
+        bias = Part(prefix + self.row.attention.experts.bias, (self.hidden,))
+        yield TensorSpec(a.o + ".bias", (self.hidden,), "bias", bias, layer)
 
     def _latent(self, a: LatentAttention, layer: int) -> Iterator[TensorSpec]:
         queries = a.num_heads * (a.nope_dim + a.rope_dim)
@@ -152,6 +202,10 @@ class _Specs:
             stored = Part(m.correction, (1, *count), count) if row.correction_row else None
             part = stored or Part(m.correction, count)
             yield TensorSpec(m.correction, count, "router", part, layer)
+        if m.router_scale:
+            yield _own(m.router_scale, (self.hidden,), "vector", layer)
+        if m.expert_scale:
+            yield _own(m.expert_scale, (m.num_experts,), "router", layer)
         block = self._block(row, layer)
         for projection, _ in m.expert_names:
             for e in range(m.num_experts):
@@ -159,6 +213,8 @@ class _Specs:
             if m.expert_bias:
                 for e in range(m.num_experts):
                     yield self._expert_bias(row.experts, m, block, layer, e, projection)
+        if m.output_bias:
+            yield _own(m.output_bias, (self.hidden,), "bias", layer)
         if m.shared:
             yield from self._feed_forward(m.shared, layer, row.shared_gate_up)
         if m.shared_gate:

@@ -13,6 +13,8 @@ from typing import Any
 from edgekit.config_values import ConfigReader
 
 Pattern = Callable[[ConfigReader, int], tuple[bool, ...]]
+Check = Callable[[ConfigReader, int], None]  # raises BadInputError
+Width = Callable[[ConfigReader], int]  # where the config does not state the size itself
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Names:
     k: str = "k_proj"
     v: str = "v_proj"
     o: str = "o_proj"
+    kv: str = ""  # stored as one matrix: rows of k, then v
     qkv: str = ""  # stored as one matrix: rows of q, then k, then v
     q_norm: str = "q_norm"
     k_norm: str = "k_norm"
@@ -59,12 +62,39 @@ class Names:
 
 
 @dataclass(frozen=True)
+class ShortConvRow:
+    """Layers with a short convolution in the attention's place; modules are inside the block."""
+
+    layers: Pattern
+    block: str = "conv."
+    input: str = "in_proj"
+    kernel: str = "conv"
+    output: str = "out_proj"
+    length: Key = key("conv_L_cache", default=3)
+    bias: bool | Key = key("conv_bias", default=False)
+
+
+@dataclass(frozen=True)
+class HeadsRow:
+    """Experts of the attention; the router is a module and the bias a tensor in its block."""
+
+    router: str
+    bias: str
+    num_experts: Key = key("num_local_experts")
+    top_k: Key = key("num_experts_per_tok")
+
+
+@dataclass(frozen=True)
 class AttentionRow:
     """The attention of a family; see :class:`edgekit.architecture.Attention` for the words."""
 
     heads: Key = key("num_attention_heads")
     key_value_heads: Key = key("num_key_value_heads", default=0)  # 0: as many as heads
     head_dim: Key = key("head_dim", default=0)  # 0: hidden_size / heads
+    global_head_dim: Key | None = None  # of layers without a window; 0: head_dim
+    global_key_value_heads: Key | None = None  # of layers with shared values; 0: key_value_heads
+    shared_values: bool | Key = False  # layers without a window use their keys as values
+    v_norm: bool = False  # values are normalized per head, without a weight
     qkv_bias: bool | Key = False
     o_bias: bool | Key = False
     qk_norm: str = ""  # "head" (per head) or "width" (over all heads)
@@ -72,7 +102,7 @@ class AttentionRow:
     qk_norm_weight: bool = True
     qk_norm_layers: Pattern | None = None
     norm_after_rope: bool = False
-    scale: Key | None = None  # replaces head_dim ** -0.5
+    scale: Key | float | None = None  # replaces head_dim ** -0.5
     scale_by: Key | None = None  # this value ** -0.5 replaces it
     soft_cap: Key | None = None
     sinks: str = ""
@@ -87,6 +117,8 @@ class AttentionRow:
     rope_theta: float = 10_000.0  # unless the config says
     rope_by_type: bool = False  # windowed layers have rotary positions of their own
     latent: bool = False
+    experts: HeadsRow | None = None
+    short_conv: ShortConvRow | None = None
     temperature: str = ""  # "llama4" or "rope"
 
 
@@ -148,13 +180,18 @@ class MoeRow:
     group_score: str = "top2"  # or "max"
     grouped_if: tuple[Key, str] | None = None  # groups count only when the key has this value
     jitter: Key | None = None
+    router_scale: str = ""  # tensor in the block; the router then has a norm of its own
+    expert_scale: str = ""  # tensor in the block
     expert_bias: bool = False
+    output_bias: str = ""  # tensor in the block
     shared: str = ""  # prefix of the shared expert in the layer
     shared_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     shared_gate_up: str = ""  # stored as one matrix
     shared_width: tuple[Key, ...] = ()  # multiplied
     shared_gate: str = ""  # module in the block
     sparse: Pattern | None = None  # None: every layer
+    beside: tuple[str, ...] = ()  # norms in the layer, if it has a dense part as well
+    shrinks: bool = True  # whether experts can be left out
 
 
 @dataclass(frozen=True)
@@ -168,19 +205,20 @@ class Family:
     moe: MoeRow | None = None
     hidden_size: Key = key("hidden_size")
     layers: Key = key("num_hidden_layers")
-    width: Key = key("intermediate_size")
+    width: Key | Width = key("intermediate_size")
     context: Key = key("max_position_embeddings", default=2048)
     context_limit: Key | None = None  # a shorter context within which the graphs are exact
     activation: Key = key("hidden_act", "hidden_activation", default="silu")
     mlp_bias: bool | Key = False
     norm_kind: str = "rms"
     norm_eps: Key | float = key("rms_norm_eps", default=1e-6)
+    final_norm_eps: Key | float | None = None  # where it differs
     latent_norm_eps: float = 1e-6
     norm_weight: bool = True
     norm_bias: bool = False
     unit_offset: bool = False
     parallel: bool | Key = False
-    tied: bool = False  # unless the config says
+    tied: bool | Key = False  # unless the config says
     head_bias: bool | Key = False
     embedding_scale: Key | float | str = 1.0  # "sqrt": of hidden_size
     embedding_scale_if: bool | Key = True
@@ -190,5 +228,8 @@ class Family:
     logit_soft_cap: Key | float = 0.0
     ignored: tuple[str, ...] = ()  # regular expressions of tensors that are not used
     dense_type: str = ""
+    runtimes: tuple[str, ...] = ("openvino", "onnx")  # that have a graph for it
+    layer_scalar: str = ""  # tensor in the layer
+    check: Check | None = None  # what a config may not ask for
     eager: bool = False  # transformers 5.5 is only right with its plain attention
     note: str = ""

@@ -1,15 +1,31 @@
 """The families that edgekit compiles, one row each (``edgekit inspect --families`` prints them).
 
 A new family of the same vocabulary is a new row here and a line in the tests. What no runtime can
-express at a usable speed is in ``REFUSED`` with the reason.
+express at a usable speed is in ``REFUSED`` (:mod:`edgekit.refused_families`) with the reason.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from edgekit.families import AttentionRow, Family, Flat, MoeRow, Names, Separate, Stacked, key
+from edgekit.families import AttentionRow, Family, Flat, MoeRow, Names, Stacked, key
+from edgekit.family_parts import (
+    BIASED,
+    COHERE_NORMS,
+    DEEPSEEK_MOE,
+    GEMMA_SCALES,
+    GRANITE,
+    GRANITE_MOE,
+    GRANITE_SCALES,
+    LATENT,
+    LLAMA,
+    MIXTRAL_EXPERTS,
+    MTP,
+    POST_NORMS,
+    QWEN3,
+    SANDWICH,
+)
+from edgekit.hybrid_families import HYBRIDS
 from edgekit.layer_patterns import (
     in_every_layer,
     rotated_where_listed,
@@ -24,52 +40,9 @@ from edgekit.layer_patterns import (
     windowed_if_used,
     windowed_where_used,
 )
+from edgekit.refused_families import REFUSED
 
-BIASED = key("attention_bias", default=False)
-LLAMA = AttentionRow(qkv_bias=BIASED, o_bias=BIASED)
-QWEN3 = replace(LLAMA, qk_norm="head")
-LATENT = AttentionRow(latent=True, interleaved=key("rope_interleave", default=True))
-SANDWICH = Names(
-    attention_post_norm="post_attention_layernorm",
-    feed_forward_norm="pre_feedforward_layernorm",
-    feed_forward_post_norm="post_feedforward_layernorm",
-)
-POST_NORMS = Names(
-    attention_norm="", attention_post_norm="post_attention_layernorm",
-    feed_forward_norm="", feed_forward_post_norm="post_feedforward_layernorm",
-)  # fmt: skip
-MIXTRAL_EXPERTS = Separate("experts.{e}.w1", "experts.{e}.w3", "experts.{e}.w2")
-GRANITE_SCALES: dict[str, Any] = {
-    "embedding_scale": key("embedding_multiplier", default=1.0),
-    "residual_scale": key("residual_multiplier", default=1.0),
-    "logit_divisor": key("logits_scaling", default=1.0),
-}
-GRANITE = replace(LLAMA, scale=key("attention_multiplier", default=1.0))
-GRANITE_MOE = MoeRow(
-    block="block_sparse_moe.", router="router.layer", scoring="softmax_top_k",
-    experts=Stacked("input_linear.weight", "output_linear.weight"),
-    num_experts=key("num_local_experts"), width=key("intermediate_size"), normalize=False,
-)  # fmt: skip
-DEEPSEEK_MOE = MoeRow(
-    scoring="sigmoid", num_experts=key("n_routed_experts"),
-    normalize=key("norm_topk_prob", default=True), normalize_epsilon=1e-20,
-    scaling=key("routed_scaling_factor", default=1.0),
-    correction="gate.e_score_correction_bias",
-    groups=key("n_group", default=1), top_groups=key("topk_group", default=1),
-    shared="mlp.shared_experts.",
-    shared_width=(key("n_shared_experts", default=1), key("moe_intermediate_size")),
-)  # fmt: skip
-COHERE_NORMS: dict[str, Any] = {
-    "norm_kind": "layer",
-    "norm_eps": key("layer_norm_eps", default=1e-5),
-}
-GEMMA_SCALES: dict[str, Any] = {
-    "eager": True,
-    "unit_offset": True,
-    "tied": True,
-    "embedding_scale": "sqrt",
-}
-MTP = (r"model\.layers\.{n}\..*",)  # layers after the last predict further tokens
+__all__ = ["FAMILIES", "REFUSED"]
 
 _DENSE = (
     Family("llama", "LlamaForCausalLM", attention=LLAMA,
@@ -369,6 +342,4 @@ _SPARSE = (
                                     key("moe_num_shared_experts", default=2)))),
 )  # fmt: skip
 
-FAMILIES: dict[str, Family] = {row.model_type: row for row in (*_DENSE, *_SPARSE)}
-
-REFUSED: dict[str, str] = {}
+FAMILIES: dict[str, Family] = {row.model_type: row for row in (*_DENSE, *_SPARSE, *HYBRIDS)}

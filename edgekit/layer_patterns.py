@@ -103,6 +103,22 @@ def rotated_where_windowed(windowed: Pattern) -> Pattern:
     return pattern
 
 
+def convolved_where_listed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """LFM2: ``layer_types`` "conv", or all layers that ``full_attn_idxs`` leaves out."""
+    types = listed(read, "layer_types", layers, str)
+    if types is not None:
+        for kind in types:
+            if kind not in ("conv", "full_attention"):
+                raise read.bad("layer_types", f"has {kind!r} layers, which this family lacks")
+        return tuple(kind == "conv" for kind in types)
+    attended = read.config.get("full_attn_idxs")
+    if attended is None:
+        return (False,) * layers
+    if not isinstance(attended, list) or any(type(i) is not int for i in attended):
+        raise read.bad("full_attn_idxs", "is not a list of layer numbers")
+    return tuple(i not in attended for i in range(layers))
+
+
 def sparse_from(name: str, default: int) -> Pattern:
     """Layers from the config's ``name`` on."""
 

@@ -6,7 +6,7 @@ which graphs are bound; with ``alpha`` the base grows once (Hunyuan). ``llama3``
 divided by the factor, high ones kept, a linear blend between (Llama 3.1 reference). ``yarn``: a
 ramp between interpolation and extrapolation (arXiv 2309.00071, eq. 20 to 23). ``longrope``: a
 searched divisor per frequency, one set within the original context and one beyond (arXiv
-2402.13753).
+2402.13753). ``proportional``: the slow dimensions do not turn (Gemma 4).
 """
 
 from __future__ import annotations
@@ -58,10 +58,12 @@ def make_rope(
     """
     theta = settings.number("rope_theta", default=theta, low=1.0, high=1e12)
     partial = settings.number("partial_rotary_factor", default=partial, low=0.0, high=1.000001)
+    kind = settings.config.get("rope_type") or settings.config.get("type") or "default"
+    if kind == "proportional":
+        return _proportional(settings, theta, head_dim, partial, interleaved)
     size = int(head_dim * partial)
     if size < 2 or size % 2:
         raise settings.bad("partial_rotary_factor", f"{partial} of {head_dim} is no even number")
-    kind = settings.config.get("rope_type") or settings.config.get("type") or "default"
     plain = _plain(theta, size)
     if kind == "default":
         return Rope(plain, interleaved=interleaved)
@@ -80,12 +82,24 @@ def make_rope(
         return _long_rope(settings, plain, interleaved)
     raise settings.bad(
         "rope_type",
-        f"{kind!r} is not supported; default, linear, dynamic, llama3, yarn and longrope are",
+        f"{kind!r} is not supported; default, linear, dynamic, llama3, yarn, longrope and "
+        "proportional are",
     )
 
 
 def _plain(theta: float, size: int) -> tuple[float, ...]:
     return tuple(theta ** (-2 * i / size) for i in range(size // 2))
+
+
+def _proportional(
+    read: ConfigReader, theta: float, size: int, partial: float, interleaved: bool
+) -> Rope:
+    """The first ``partial`` of the pairs as in the whole head, frequency 0 for the others."""
+    factor = read.number("factor", default=1.0, low=0.0, high=1e6)
+    turning = int(partial * size // 2)
+    frequencies = [f / factor for f in _plain(theta, size)]
+    still = [0.0] * (size // 2 - turning)
+    return Rope((*frequencies[:turning], *still), interleaved=interleaved)
 
 
 def _llama3(frequency: float, read: ConfigReader) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgekit.architecture import Architecture
+from edgekit.architecture import Architecture, ShortConv
 from edgekit.errors import BadInputError
 from edgekit.layout import misfit
 from edgekit.scheme import Scheme
@@ -74,12 +74,28 @@ def _block_misfit(architecture: Architecture, scheme: Scheme) -> bool:
     )
 
 
+def _foreign_activation(architecture: Architecture, scheme: Scheme) -> bool:
+    return architecture.moe is not None and architecture.moe.activation not in ("silu", "clamped")
+
+
 UNPACKED = ("router", "norms")  # what quantization-aware training can train
 OPENVINO = ("openvino-cpu", "openvino-gpu", "openvino-npu")
 ONNX = ("onnx-cpu", "onnx-dml")
 NPU = ("openvino-npu",)
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        "openvino-family", OPENVINO, lambda a, s: "openvino" not in a.runtimes,
+        "the OpenVINO graph has no form of this family's layers",
+        "compile for onnx-cpu",
+        "edgekit inspect --families",
+    ),
+    Rule(
+        "onnx-family", ONNX, lambda a, s: "onnx" not in a.runtimes,
+        "the ONNX graph has no form of this family's layers",
+        "compile for openvino-cpu or openvino-gpu",
+        "edgekit inspect --families",
+    ),
     Rule(
         "group-divides", OPENVINO + ONNX, _group_misfit,
         "an input dimension is not a multiple of the group, so the packed weights cannot be read "
@@ -88,11 +104,24 @@ RULES: tuple[Rule, ...] = (
         "compressed-tensors pack-quantized layout",
     ),
     Rule(
+        "onnx-activation", ONNX, _foreign_activation,
+        "ONNX Runtime's experts multiply with a SiLU gate only",
+        "compile for openvino-cpu or openvino-gpu",
+        "ONNX Runtime QMoE: activation_type swiglu",
+    ),
+    Rule(
         "npu-dense", NPU, lambda a, s: a.moe is not None,
         "the NPU's compiler takes small experts, but at a real model's width it did not finish "
         "(per channel) or refused the graph (groups of 128)",
         "distil into a dense student ([student] in the recipe) and compile that",
         "compiler 8.4 of OpenVINO 2026.4.1, asked offline: docs/npu.md",
+    ),
+    Rule(
+        "npu-states", NPU, lambda a, s: any(isinstance(m.attention, ShortConv) for m in a.layers),
+        "the NPU's language-model path knows keys and values only, and this model has "
+        "convolution states too",
+        "compile for openvino-cpu or openvino-gpu",
+        "OpenVINO GenAI NPU guide",
     ),
     Rule(
         "npu-int4", NPU, lambda a, s: s.bits != 4,
@@ -176,6 +205,11 @@ def experts_to_keep(architecture: Architecture, keep: float, source: str) -> int
         raise BadInputError(
             f"{source}: a dense {architecture.model_type} has no experts to drop; remove [shrink] "
             "from the recipe"
+        )
+    if not architecture.expert_count_keys:
+        raise BadInputError(
+            f"{source}: experts of a {architecture.model_type} cannot be left out, because more "
+            "than the mixture depends on their number; remove [shrink] from the recipe"
         )
     count = round(keep * moe.num_experts)
     if count < moe.num_experts_per_tok:

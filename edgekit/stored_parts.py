@@ -21,7 +21,8 @@ class Part:
     """A view of the stored ``tensor`` of ``shape``.
 
     The stored tensor is seen as ``split`` (its own shape if empty), then indexed axis by axis, then
-    transposed. The result holds the elements of the wanted tensor in its order.
+    transposed, or its axes put into the order ``axes``. The result holds the elements of the wanted
+    tensor in its order.
     """
 
     tensor: str
@@ -29,16 +30,17 @@ class Part:
     split: tuple[int, ...] = ()
     index: tuple[int | Range, ...] = ()
     transposed: bool = False
+    axes: tuple[int, ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether the part is the stored tensor itself."""
-        return not self.index and not self.transposed
+        return not (self.index or self.transposed or self.axes)
 
     @property
     def rows(self) -> slice | None:
         """Rows of the stored first axis that the part lies in; None for all of them."""
-        if not self.index:
+        if not self.index or (self.split and self.shape[0] % self.split[0]):
             return None
         each = self.shape[0] // self.split[0] if self.split else 1
         first = self.index[0]
@@ -52,8 +54,8 @@ class Part:
     def read(self, decode: Callable[[slice | None], NDArray[Any]]) -> NDArray[Any]:
         """The part, of which ``decode`` gives the rows of the stored tensor that it lies in."""
         values = decode(self.rows)
-        if not self.index:
-            return self._indexed(values, self.split, ())
+        if self.rows is None:
+            return self.view(values)
         first = self.index[0]
         count = 1 if isinstance(first, int) else first[1] - first[0]
         within: int | Range = 0 if isinstance(first, int) else (0, count, first[2])
@@ -66,6 +68,8 @@ class Part:
         array = stored.reshape(split) if split else stored
         if index:
             array = array[tuple(i if isinstance(i, int) else slice(*i) for i in index)]
+        if self.axes:
+            return array.transpose(self.axes)
         return array.T if self.transposed else array
 
 

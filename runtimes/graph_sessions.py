@@ -92,19 +92,20 @@ class OnnxSession:
         """Logits [B, T, vocab_size]."""
         if not self._past:
             self._past = {
-                i.name: np.zeros((len(tokens), i.shape[1], 0, i.shape[3]), np.float32)
-                for i in self._caches
+                i.name: np.zeros(_empty(len(tokens), i.shape), np.float32) for i in self._caches
             }
         logits, *present = self._session.run(
             None, {"input_ids": tokens, "attention_mask": mask, **self._past}
         )
-        names = [o.name for o in self._session.get_outputs()[1:]]
-        self._past = {
-            name.replace("present", "past_key_values"): value
-            for name, value in zip(names, present, strict=True)
-        }
+        # outputs stand in the order of the inputs that they come back as
+        self._past = {i.name: value for i, value in zip(self._caches, present, strict=True)}
         return np.asarray(logits, np.float32)
 
     def reset(self) -> None:
         """Forget the cache."""
         self._past = {}
+
+
+def _empty(batch: int, shape: list[int | str]) -> list[int]:
+    """The shape of a cache before the first token; its names stand for lengths."""
+    return [batch, *(size if isinstance(size, int) else 0 for size in shape[1:])]

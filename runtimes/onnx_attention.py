@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgekit.architecture import Attention, LatentAttention, Norm, Rope, Temperature
+from edgekit.runtimes.onnx_heads import expert_outputs, expert_queries
 from edgekit.runtimes.onnx_matrices import Matrices
 from edgekit.runtimes.onnx_nodes import MICROSOFT, TensorProto
 
@@ -106,7 +107,11 @@ class Positions:
 def attention(p: Positions, x: str, a: Attention, layer: int, prefix: str) -> str:
     """Grouped-query attention of x [B, T, H]."""
     m, b = p.m, p.m.b
-    q, k, v = _queries_keys_values(m, x, a, prefix)
+    if a.experts:
+        q, gates = expert_queries(m, x, a, a.experts)
+        k, v = m.linear(x, a.k), m.linear(x, a.v)
+    else:
+        q, k, v = _queries_keys_values(m, x, a, prefix)
     turned_before = _turns_before(a)
     if a.rope and turned_before:
         q, k = (_turned(p, t, a.rope, n) for t, n in ((q, a.num_heads), (k, a.num_key_value_heads)))
@@ -117,6 +122,8 @@ def attention(p: Positions, x: str, a: Attention, layer: int, prefix: str) -> st
         q = b.node("Mul", [q, p.temperature(a.temperature)], q + ".tempered")
     tables = p.rotary(a.rope) if a.rope and not turned_before else ("", "")
     y = _attend(m, [q, k, v], a, layer, prefix, tables)
+    if a.experts:
+        return expert_outputs(m, y, gates, a, a.experts)
     if a.gate:
         gate = b.node("Sigmoid", [m.linear(x, a.gate)], a.gate + ".sigmoid")
         y = b.node("Mul", [y, gate], a.gate + ".gated")

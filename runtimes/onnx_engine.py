@@ -135,15 +135,14 @@ class OnnxEngine:
         """Logits [T, vocab_size] of one sequence."""
         if self._session is None:
             self._session = self._make_session()
-        a = self._architecture
         ids = np.array([list(tokens)], np.int64)
-        empty = np.zeros((1, a.num_key_value_heads, 0, a.head_dim), np.float32)
         inputs: dict[str, NDArray[Any]] = {
             "input_ids": ids, "attention_mask": np.ones_like(ids)
         }  # fmt: skip
-        for layer in range(a.num_hidden_layers):
-            for kind in ("key", "value"):
-                inputs[f"past_key_values.{layer}.{kind}"] = empty
+        for cache in self._session.get_inputs():
+            if cache.name not in inputs:  # empty; a name in a shape stands for a length
+                sizes = [size if isinstance(size, int) else 0 for size in cache.shape[1:]]
+                inputs[cache.name] = np.zeros([1, *sizes], np.float32)
         result: NDArray[np.float32] = self._session.run(["logits"], inputs)[0][0]
         return result
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekit.architecture import Architecture, Attention, Layer, Norm
+from edgekit.architecture import Architecture, Attention, Layer, Norm, ShortConv
 from edgekit.atomic import write_json
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.runtimes.genai_config import genai_config
 from edgekit.runtimes.onnx_attention import Positions, attention, latent_attention
+from edgekit.runtimes.onnx_conv import short_conv, state_names
 from edgekit.runtimes.onnx_matrices import Matrices
 from edgekit.runtimes.onnx_moe import mixture
 from edgekit.runtimes.onnx_nodes import MICROSOFT, GraphBuilder, TensorProto, helper
@@ -92,30 +93,33 @@ class _Decoder:
         return [
             info("input_ids", TensorProto.INT64, ["batch", "sequence"]),
             info("attention_mask", TensorProto.INT64, ["batch", "total"]),
-            *self._cache("past_key_values", "past"),
+            *self._cache("past_key_values", "past", 0),
         ]
 
     def _outputs(self) -> list[Any]:
         shape = ["batch", "sequence", self.a.vocab_size]
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
-        return [logits, *self._cache("present", "total")]
+        return [logits, *self._cache("present", "total", 1)]
 
-    def _cache(self, prefix: str, length: str) -> list[Any]:
+    def _cache(self, prefix: str, length: str, end: int) -> list[Any]:
+        """Keys and values, or the state, of every layer; ``end`` 0 for inputs, 1 for outputs."""
         shape = ["batch", self.a.num_key_value_heads, length, self.a.head_dim]
+        tensors: list[tuple[str, list[Any]]] = []
+        for layer in self.a.layers:
+            if isinstance(layer.attention, ShortConv):
+                state = ["batch", layer.attention.size, layer.attention.length - 1]
+                tensors.append((state_names(layer.index)[end], state))
+            else:
+                tensors += [(f"{prefix}.{layer.index}.{kind}", shape) for kind in ("key", "value")]
         return [
-            helper.make_tensor_value_info(f"{prefix}.{layer}.{kind}", TensorProto.FLOAT, shape)
-            for layer in range(self.a.num_hidden_layers)
-            for kind in ("key", "value")
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name, sizes in tensors
         ]
 
     def _layer(self, layer: Layer, residual: str, update: str) -> tuple[str, str]:
         """One layer on the sum of ``residual`` and ``update``; returns the next two."""
         m, prefix = self.m, f"layers.{layer.index}."
         x, residual = self._norm(residual, update, layer.attention_norm, prefix + "sum")
-        if isinstance(layer.attention, Attention):
-            y = attention(self.positions, x, layer.attention, layer.index, prefix)
-        else:
-            y = latent_attention(self.positions, x, layer.attention, layer.index, prefix)
+        y = self._mixed(x, layer, prefix)
         y = m.scaled(m.norm(y, layer.attention_post_norm), layer.residual_scale)
         if layer.parallel:
             given = m.norm(residual, layer.feed_forward_norm) if layer.feed_forward_norm else x
@@ -128,6 +132,13 @@ class _Decoder:
             assert layer.dense is not None
             y = m.feed_forward(given, layer.dense)
         return residual, m.scaled(m.norm(y, layer.feed_forward_post_norm), layer.residual_scale)
+
+    def _mixed(self, x: str, layer: Layer, prefix: str) -> str:
+        if isinstance(layer.attention, Attention):
+            return attention(self.positions, x, layer.attention, layer.index, prefix)
+        if isinstance(layer.attention, ShortConv):
+            return short_conv(self.positions, x, layer.attention, layer.index, prefix)
+        return latent_attention(self.positions, x, layer.attention, layer.index, prefix)
 
     def _norm(
         self, residual: str, update: str, norm: Norm | None, total: str = "last.sum"

@@ -40,8 +40,10 @@ def mixture(m: Matrices, x: str, hidden_size: int, moe: Mixture) -> str:
         y = _softmax_routed(m, x, logits, moe)
     else:
         gates, factor = _gates(m, logits, moe)
-        y = _given(m, m.b.node("Mul", [x, _like_x(m, factor, x, moe)], x + ".scaled")
+        y = _given(m, m.b.node("Mul", [x, _like_x(m, factor, x)], x + ".scaled")
                    if factor else x, gates, moe)  # fmt: skip
+    if moe.output_bias:
+        y = b.node("Add", [y, b.floats(moe.output_bias)], router + ".biased")
     if moe.shared is None:
         return y
     shared = m.feed_forward(x, moe.shared)
@@ -56,10 +58,10 @@ def mixture(m: Matrices, x: str, hidden_size: int, moe: Mixture) -> str:
     return b.node("Add", [y, shared], router + ".with_shared")
 
 
-def _like_x(m: Matrices, factor: str, x: str, moe: Mixture) -> str:
+def _like_x(m: Matrices, factor: str, x: str) -> str:
     """[B * T, 1] in the rank of x [B, T, H]."""
-    shape = m.b.node("Shape", [x], moe.router + ".shape", start=0, end=2)
-    wide = m.b.node("Concat", [shape, m.b.ints(1)], moe.router + ".column", axis=0)
+    shape = m.b.node("Shape", [x], factor + ".shape", start=0, end=2)
+    wide = m.b.node("Concat", [shape, m.b.ints(1)], factor + ".rows", axis=0)
     return m.b.node("Reshape", [factor, wide], factor + ".column")
 
 
@@ -88,7 +90,7 @@ def _given(m: Matrices, x: str, gates: str, moe: Mixture) -> str:
     logs = b.node("Log", [least], gates + ".log")
     y = _float_experts(m, [x, logs, *inputs], moe, 1)
     total = b.node("ReduceSum", [gates, b.ints(-1)], gates + ".total", keepdims=1)
-    return b.node("Mul", [y, _like_x(m, total, x, moe)], moe.router + ".weighted")
+    return b.node("Mul", [y, _like_x(m, total, x)], moe.router + ".weighted")
 
 
 def _attributes(moe: Mixture, normalize: int) -> dict[str, Any]:

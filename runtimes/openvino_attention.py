@@ -12,6 +12,7 @@ from openvino.utils.node_factory import NodeFactory
 
 from edgekit.architecture import Attention, LatentAttention, Norm, Rope, Temperature
 from edgekit.runtimes.openvino_constants import Node
+from edgekit.runtimes.openvino_heads import expert_outputs, expert_queries
 from edgekit.runtimes.openvino_ops import F32, Blocks
 
 END = 2**63 - 1
@@ -52,6 +53,13 @@ class Context:
         given = op.unsqueeze(op.unsqueeze(op.convert(self.attention_mask, "boolean"), one), one)
         visible = op.logical_and(causal, given)
         return op.select(visible, b.scalar(0.0, F32), b.scalar(MASKED, F32))
+
+    def given(self) -> Node:
+        """1 for tokens given, 0 for padding: [B, T, 1]."""
+        b = self.blocks
+        start = op.subtract(b.ints(0), self.length)
+        mask = op.slice(self.attention_mask, start, b.ints(END), b.ints(1), b.ints(1))
+        return op.convert(op.unsqueeze(mask, b.scalar(-1)), "f32")
 
     def rotary(self, rope: Rope) -> tuple[Node, Node]:
         """cos and sin [B, 1, T, dimensions] of the positions."""
@@ -113,11 +121,17 @@ MASKED = -65504.0  # the lowest float16
 def attention(c: Context, x: Node, a: Attention, layer: int) -> Node:
     """Grouped-query attention of x [B, T, H]."""
     b = c.blocks
-    q = _clipped(b, _projected(b, x, a.q, a.q_norm, a), a)
-    q = b.heads(q, a.num_heads, a.head_dim)
+    if a.experts:
+        q, gates = expert_queries(b, x, a, a.experts)
+    else:
+        q = _clipped(b, _projected(b, x, a.q, a.q_norm, a), a)
+        q = b.heads(q, a.num_heads, a.head_dim)
     k = _clipped(b, _projected(b, x, a.k, a.k_norm, a), a)
     k = b.heads(k, a.num_key_value_heads, a.head_dim)
-    v = b.heads(_clipped(b, b.linear(x, a.v), a), a.num_key_value_heads, a.head_dim)
+    v = k
+    if a.v != a.k:
+        v = b.heads(_clipped(b, b.linear(x, a.v), a), a.num_key_value_heads, a.head_dim)
+    v = b.norm(v, a.v_norm, rank=4)
     if not a.norm_after_rope:
         q, k = _head_normed(b, q, a.q_norm, a), _head_normed(b, k, a.k_norm, a)
     q, k, v = b.heads_first(q), b.heads_first(k), b.heads_first(v)
@@ -133,6 +147,8 @@ def attention(c: Context, x: Node, a: Attention, layer: int) -> Node:
     keys = _repeat_heads(b, keys, a.num_key_value_heads, repeats, a.head_dim)
     values = _repeat_heads(b, values, a.num_key_value_heads, repeats, a.head_dim)
     y = _attend(b, q, keys, values, c.mask(a.window), a)
+    if a.experts:
+        return expert_outputs(b, b.heads_first(y), gates, a, a.experts)
     y = op.reshape(b.heads_first(y), b.ints(0, 0, a.num_heads * a.head_dim), True)
     if a.gate:
         y = op.multiply(y, op.sigmoid(b.linear(x, a.gate)))

@@ -15,12 +15,13 @@ from pathlib import Path
 import openvino as ov
 from openvino import opset13 as op
 
-from edgekit.architecture import Architecture, Attention, Layer
+from edgekit.architecture import Architecture, Attention, Layer, ShortConv
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.errors import EdgekitError
 from edgekit.runtimes.openvino_attention import Context, attention, latent_attention
 from edgekit.runtimes.openvino_constants import ConstantPool, Node
+from edgekit.runtimes.openvino_conv import short_conv
 from edgekit.runtimes.openvino_moe import mixture
 from edgekit.runtimes.openvino_ops import Blocks
 from edgekit.scheme import CONSTANTS, read_scheme
@@ -112,18 +113,35 @@ class _Decoder:
     def _layer(self, x: Node, layer: Layer) -> Node:
         b, scale = self.b, layer.residual_scale
         h = b.norm(x, layer.attention_norm)
-        if isinstance(layer.attention, Attention):
-            y = attention(self.context, h, layer.attention, layer.index)
-        else:
-            y = latent_attention(self.context, h, layer.attention, layer.index)
+        y = self._mixed(h, layer)
         y = b.scaled(b.norm(y, layer.attention_post_norm), scale)
         after = op.add(x, y)
         if not layer.parallel:
             h = b.norm(after, layer.feed_forward_norm)
         elif layer.feed_forward_norm:
             h = b.norm(x, layer.feed_forward_norm)
-        y = mixture(b, h, layer.mixture) if layer.mixture else self._dense(h, layer)
-        return op.add(after, b.scaled(b.norm(y, layer.feed_forward_post_norm), scale))
+        y = self._fed_forward(h, after, layer)
+        x = op.add(after, b.scaled(b.norm(y, layer.feed_forward_post_norm), scale))
+        return op.multiply(x, b.pool.floats(layer.scalar, (1, 1, 1))) if layer.scalar else x
+
+    def _mixed(self, h: Node, layer: Layer) -> Node:
+        if isinstance(layer.attention, Attention):
+            return attention(self.context, h, layer.attention, layer.index)
+        if isinstance(layer.attention, ShortConv):
+            return short_conv(self.context, h, layer.attention, layer.index)
+        return latent_attention(self.context, h, layer.attention, layer.index)
+
+    def _fed_forward(self, h: Node, x: Node, layer: Layer) -> Node:
+        """The dense part, the mixture, or both; h is the normalized x."""
+        b = self.b
+        if layer.mixture is None:
+            return self._dense(h, layer)
+        if layer.beside is None:
+            return mixture(b, h, layer.mixture)
+        norms = layer.beside
+        dense = b.norm(self._dense(h, layer), norms.dense_post_norm)
+        sparse = mixture(b, b.norm(x, norms.mixture_norm), layer.mixture, x)
+        return op.add(dense, b.norm(sparse, norms.mixture_post_norm))
 
     def _dense(self, x: Node, layer: Layer) -> Node:
         assert layer.dense is not None

@@ -13,12 +13,18 @@ from edgekit.runtimes.openvino_constants import Node
 from edgekit.runtimes.openvino_ops import F32, Blocks
 
 
-def mixture(b: Blocks, x: Node, m: Mixture) -> Node:
-    """The mixture of experts applied to x [B, T, H]."""
+def mixture(b: Blocks, x: Node, m: Mixture, before: Node | None = None) -> Node:
+    """The mixture of experts applied to x [B, T, H]; a router with a norm reads ``before``."""
     count, hidden = m.num_experts, b.architecture.hidden_size
     shape = op.shape_of(x, "i64")
     flat = op.reshape(x, b.ints(-1, hidden), False)
-    chosen, indices, factor = _route(b, flat, m)
+    routed = flat
+    if m.router_norm and before is not None:
+        routed = _normed_for_router(b, op.reshape(before, b.ints(-1, hidden), False), m)
+    chosen, indices, factor = _route(b, routed, m)
+    if m.expert_scale:
+        scales = b.pool.floats(m.expert_scale)
+        chosen = op.multiply(chosen, op.gather(scales, indices, b.scalar(0)))
     given = flat if factor is None else op.multiply(flat, factor)
     tiled = op.tile(given, b.ints(count, 1))
     tiled = op.reshape(tiled, b.ints(count, -1, hidden), False)
@@ -32,6 +38,8 @@ def mixture(b: Blocks, x: Node, m: Mixture) -> Node:
     gates = op.reshape(_scattered(b, flat, chosen, indices, m), b.ints(count, -1), False)
     weighted = op.multiply(y, op.unsqueeze(gates, b.scalar(-1)))
     y = op.reshape(op.reduce_sum(weighted, b.ints(0), False), shape, False)
+    if m.output_bias:
+        y = op.add(y, b.pool.floats(m.output_bias, (1, 1, hidden)))
     if m.shared is None:
         return y
     shared = b.feed_forward(x, m.shared)
@@ -39,6 +47,12 @@ def mixture(b: Blocks, x: Node, m: Mixture) -> Node:
         gate = b.pool.floats(m.shared_gate + ".weight")
         shared = op.multiply(shared, op.sigmoid(op.matmul(x, gate, False, True)))
     return op.add(y, shared)
+
+
+def _normed_for_router(b: Blocks, x: Node, m: Mixture) -> Node:
+    hidden = b.architecture.hidden_size
+    x = op.multiply(b.norm(x, m.router_norm, rank=2), b.pool.floats(m.router_scale, (1, hidden)))
+    return b.scaled(x, hidden**-0.5)
 
 
 def _product(b: Blocks, x: Node, m: Mixture, projection: str) -> Node:

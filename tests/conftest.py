@@ -122,7 +122,8 @@ def quantized(
 def variant(
     quantized: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """``variant("llama", "int4-g32")``: compiled for both runtimes on the CPU, made once."""
+    """``variant("llama", "int4-g32")``: compiled for every runtime of the family, made once."""
+    from edgekit.family_table import FAMILIES
     from edgekit.progress import Silent
     from edgekit.runtimes.compile import compile_variant
 
@@ -133,7 +134,8 @@ def variant(
         if key not in cache:
             out = tmp_path_factory.mktemp("variant")
             source = quantized(family, scheme, **options)
-            compile_variant(source, ["openvino-cpu", "onnx-cpu"], out, Silent())
+            targets = [f"{runtime}-cpu" for runtime in FAMILIES[family].runtimes]
+            compile_variant(source, targets, out, Silent())
             cache[key] = out
         return cache[key]
 

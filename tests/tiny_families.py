@@ -37,6 +37,9 @@ LATENT = {
 WINDOW = {"sliding_window": 24}
 EVERY_SECOND = {"layer_types": ["sliding_attention", "full_attention"]}
 GEMMA = {"query_pre_attn_scalar": 24, "tie_word_embeddings": True, **WINDOW, **EVERY_SECOND}
+CONVOLVED = {
+    "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3,
+}  # fmt: skip
 GRANITE = {
     "attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 3.0,
     "logits_scaling": 2.0,
@@ -81,6 +84,7 @@ DENSE: dict[str, dict[str, object]] = {
     "starcoder2": {"head_dim": 16, **WINDOW},
     "stablelm": {"head_dim": 16},
     "youtu": LATENT,
+    "lfm2": {**CONVOLVED, "block_multiple_of": 32},
 }  # fmt: skip
 
 SPARSE: dict[str, dict[str, object]] = {
@@ -139,10 +143,24 @@ SPARSE: dict[str, dict[str, object]] = {
     },
     "granitemoe": {**EXPERTS, **GRANITE},
     "granitemoeshared": {**EXPERTS, **GRANITE, "shared_intermediate_size": 96},
+    "granitemoehybrid": {
+        **EXPERTS, **GRANITE, "shared_intermediate_size": 96, "position_embedding_type": "rope",
+        "layer_types": ["attention", "attention"],
+    },
+    "jetmoe": {**EXPERTS, "kv_channels": 32, "num_local_experts": 6, "rms_norm_eps": 1e-5},
+    "gemma4_text": {
+        **EXPERTS, **WINDOW, **EVERY_SECOND, "top_k_experts": 2, "enable_moe_block": True,
+        "global_head_dim": 64, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0, "final_logit_softcapping": 5.0,
+    },
     "gpt_oss": {**EXPERTS, **WINDOW, **EVERY_SECOND},
     "llama4_text": {
         **EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "floor_scale": 16,
         "no_rope_layers": [1, 0], "interleave_moe_layer_step": 2, "attention_chunk_size": 256,
+    },
+    "lfm2_moe": {
+        **EXPERTS, **CONVOLVED, "num_dense_layers": 1, "norm_topk_prob": True,
+        "routed_scaling_factor": 1.3,
     },
     "aria_text": {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
 }  # fmt: skip
@@ -162,7 +180,7 @@ def build_weights(directory: Path, family: str, seed: int = 0, **options: object
         if "correction_bias" in name or name.endswith("expert_bias"):
             tensor.data += 0.1 * torch.rand_like(tensor)  # a negative score would tie with a
             # masked group's, which the families set to 0
-        elif "norm" in name or name.endswith(("bias", "sinks")):
+        elif "norm" in name or name.endswith(("bias", "sinks", "scale", "scalar")):
             # ones and zeros would hide a swapped tensor
             tensor.data += 0.1 * torch.randn_like(tensor)
     model.save_pretrained(directory)

@@ -33,7 +33,7 @@ def test_the_table_has_a_tiny_model_for_every_family():
 def test_every_graph_equals_transformers(variant, family, scheme):
     directory = variant(family, scheme)
     report, _ = check_parity(directory, compiled_targets(directory), Silent())
-    assert [r.target for r in report.results] == TARGETS
+    assert [r.target for r in report.results] == [f"{r}-cpu" for r in FAMILIES[family].runtimes]
     for result in report.results:
         assert not result.failure
         assert result.max_relative_error < 1e-4

@@ -1,0 +1,147 @@
+"""The families whose layers are more than one attention and one feed-forward of a fixed shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from edgekit.config_values import ConfigReader
+from edgekit.errors import BadInputError
+from edgekit.families import (
+    AttentionRow,
+    Family,
+    HeadsRow,
+    MoeRow,
+    Names,
+    Separate,
+    ShortConvRow,
+    Stacked,
+    key,
+)
+from edgekit.family_parts import GRANITE, GRANITE_MOE, GRANITE_SCALES, LLAMA, SANDWICH
+from edgekit.layer_patterns import convolved_where_listed, listed, sparse_from, windowed_but_every
+
+
+def _lfm2_width(read: ConfigReader) -> int:
+    """LFM2 states the width before it is cut to two thirds and rounded up."""
+    name = "block_ff_dim" if read.config.get("block_ff_dim") is not None else "intermediate_size"
+    size = read.count(name)
+    if not read.flag("block_auto_adjust_ff_dim", default=True):
+        return size
+    size = int(2 * size / 3)
+    if read.config.get("block_ffn_dim_multiplier", 1.0) is not None:
+        factor = read.number("block_ffn_dim_multiplier", default=1.0, low=0.0, high=1e3)
+        step = read.count("block_multiple_of", default=256)
+        size = -(-int(factor * size) // step) * step
+    return size
+
+
+LFM2: dict[str, Any] = {
+    "names": Names(
+        final_norm="model.embedding_norm", attention_norm="operator_norm",
+        feed_forward_norm="ffn_norm", o="out_proj", q_norm="q_layernorm", k_norm="k_layernorm",
+        feed_forward="feed_forward.", gate="w1", up="w3", down="w2"),
+    "attention": AttentionRow(
+        qk_norm="head", rope_theta=1e6, short_conv=ShortConvRow(convolved_where_listed)),
+    "norm_eps": key("norm_eps", default=1e-5),
+    "tied": key("tie_embedding", default=True),
+    "context": key("max_position_embeddings", default=128_000),
+}  # fmt: skip
+
+
+def _check_granite(read: ConfigReader, layers: int) -> None:
+    """Kinds of layers; transformers takes a config that names none for one of Mamba throughout."""
+    name = "layers_block_type" if "layers_block_type" in read.config else "layer_types"
+    types = listed(read, name, layers, str) or ["mamba"] * layers
+    if set(types) != {"attention"}:
+        raise BadInputError(
+            f"{read.source}: {name} has {', '.join(sorted(set(map(str, types))))} layers, and the "
+            "recurrent state of Mamba is not written into a graph yet; choose a Granite model "
+            "with attention in all layers, such as granite-4.0-micro"
+        )
+
+
+def _granite_rotated(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """All layers or none, as ``position_embedding_type`` says."""
+    return (read.text("position_embedding_type", default="nope") == "rope",) * layers
+
+
+def _granite_sparse(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """All layers, or none where the model has no experts beside the shared one."""
+    return (read.whole("num_local_experts", default=8) > 0,) * layers
+
+
+def _check_gemma4(read: ConfigReader, layers: int) -> None:
+    """Refuse what the small models of the family have."""
+    asked = {
+        "hidden_size_per_layer_input": read.whole("hidden_size_per_layer_input", default=256) > 0,
+        "num_kv_shared_layers": read.whole("num_kv_shared_layers", default=0) > 0,
+        "use_bidirectional_attention": read.config.get("use_bidirectional_attention") == "all",
+    }
+    for name in (name for name, used in asked.items() if used):
+        raise BadInputError(
+            f"{read.source}: {name} is {read.config.get(name, 256)!r}, and no graph writes what it "
+            "stands for yet; choose a Gemma 4 model without it, such as the 26B-A4B or the 31B"
+        )
+
+
+def _gemma4_windowed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """All but every sixth, or as listed; the last layer never."""
+    return (*windowed_but_every("", 6)(read, layers)[:-1], False)
+
+
+def _gemma4_sparse(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    return (read.flag("enable_moe_block", default=False),) * layers
+
+
+HYBRIDS = (
+    Family("lfm2", "Lfm2ForCausalLM", width=_lfm2_width, **LFM2),
+    Family("lfm2_moe", "Lfm2MoeForCausalLM",
+           moe=MoeRow(block="feed_forward.",
+                      experts=Separate("experts.{e}.w1", "experts.{e}.w3", "experts.{e}.w2"),
+                      scoring="sigmoid", normalize=key("norm_topk_prob", default=True),
+                      normalize_epsilon=1e-6, scaling=key("routed_scaling_factor", default=1.0),
+                      correction="expert_bias",
+                      correction_if=key("use_expert_bias", default=True),
+                      sparse=sparse_from("num_dense_layers", 2)),
+           **LFM2),
+    Family("gemma4_text", "Gemma4ForCausalLM", names=SANDWICH,
+           attention=replace(
+               LLAMA, qk_norm="head", v_norm=True, scale=1.0, rope_theta=1e6,
+               windowed=_gemma4_windowed, rope_by_type=True,
+               global_head_dim=key("global_head_dim", default=512),
+               global_key_value_heads=key("num_global_key_value_heads", default=0),
+               shared_values=key("attention_k_eq_v", default=False)),
+           moe=MoeRow(block="", router="router.proj", top_k=key("top_k_experts"),
+                      experts=Stacked("experts.gate_up_proj", "experts.down_proj"),
+                      router_scale="router.scale", expert_scale="router.per_expert_scale",
+                      beside=("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2",
+                              "post_feedforward_layernorm_2"),
+                      sparse=_gemma4_sparse),
+           activation=key("hidden_activation", default="gelu_pytorch_tanh"),
+           logit_soft_cap=key("final_logit_softcapping", default=0.0), embedding_scale="sqrt",
+           tied=True, layer_scalar="layer_scalar", check=_check_gemma4, runtimes=("openvino",),
+           note="without inputs per layer and without layers that share keys and values"),
+    Family("jetmoe", "JetMoeForCausalLM",
+           names=Names(attention="self_attention.", q="experts.input_linear",
+                       o="experts.output_linear", kv="kv_proj"),
+           attention=AttentionRow(
+               key_value_heads=key("num_key_value_heads"), head_dim=key("kv_channels", "head_dim"),
+               experts=HeadsRow("experts.router.layer", "experts.bias")),
+           moe=replace(GRANITE_MOE, block="mlp.", output_bias="bias", shrinks=False),
+           activation=key("activation_function", default="silu"), norm_eps=1e-6,
+           final_norm_eps=key("rms_norm_eps", default=1e-6), tied=True,
+           note="the queries and outputs of all attention experts are computed, not only of the "
+           "chosen"),
+    Family("granitemoehybrid", "GraniteMoeHybridForCausalLM",
+           names=Names(feed_forward="shared_mlp.", gate_up="input_linear", down="output_linear"),
+           attention=replace(GRANITE, rotated=_granite_rotated),
+           moe=replace(GRANITE_MOE, shared="shared_mlp.", shared_gate_up="input_linear",
+                       shared_names=("gate_proj", "up_proj", "output_linear"),
+                       shared_width=(key("shared_intermediate_size", default=1024),),
+                       sparse=_granite_sparse),
+           width=key("shared_intermediate_size", default=1024), dense_type="granite",
+           check=_check_granite,
+           note="with attention in all layers; those with Mamba layers are refused",
+           **GRANITE_SCALES),
+)  # fmt: skip
