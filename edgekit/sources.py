@@ -66,8 +66,12 @@ def cache_directory() -> Path:
     return platformdirs.user_cache_path("edgekit", appauthor=False)
 
 
-def resolve_model(source: str, progress: Progress, cache: Path | None = None) -> Path:
+def resolve_model(
+    source: str, progress: Progress, cache: Path | None = None, family: str = ""
+) -> Path:
     """The checkpoint directory of ``source``, fetched or converted if need be.
+
+    ``family`` reads one of an unknown ``model_type`` as that family.
 
     Raises:
         BadInputError: the source does not exist, cannot be fetched, or is not a checkpoint.
@@ -87,7 +91,7 @@ def resolve_model(source: str, progress: Progress, cache: Path | None = None) ->
                 f"{source}: no such directory; give a checkpoint directory, hf://owner/name, a "
                 ".gguf file or package:NAME"
             )
-    with Checkpoint(path):
+    with Checkpoint(path, family):
         return path
 
 

@@ -36,7 +36,7 @@ def command(
     from edgekit.quantize.write import quantize
 
     progress = default_progress()
-    source = resolve_model(model, progress)
+    source = resolve_model(model, progress, family=family)
     with atomic_directory(out) as directory:
         report = quantize(source, Scheme.parse(scheme), directory, progress, section.method, family)
     if for_transformers:
