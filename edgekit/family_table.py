@@ -36,6 +36,7 @@ from edgekit.layer_patterns import (
     sparse_where_listed,
     windowed_after,
     windowed_but_every,
+    windowed_but_first_of_four,
     windowed_even,
     windowed_if_used,
     windowed_where_used,
@@ -153,6 +154,9 @@ _DENSE = (
                                   o_bias=key("attention_bias", default=True)),
            norm_kind="layer", norm_bias=True, norm_eps=key("layer_norm_eps", default=1e-5),
            activation=key("hidden_act", default="relu2"), mlp_bias=key("mlp_bias", default=True)),
+    Family("cwm", "CwmForCausalLM", attention=AttentionRow(
+               rope_theta=1e6, windowed=windowed_but_first_of_four),
+           mlp_bias=key("mlp_bias", default=False), norm_eps=key("rms_norm_eps", default=1e-5)),
     Family("starcoder2", "Starcoder2ForCausalLM", names=Names(gate="", up="c_fc", down="c_proj"),
            attention=AttentionRow(qkv_bias=key("use_bias", default=True),
                                   o_bias=key("use_bias", default=True), windowed=in_every_layer),

@@ -52,6 +52,11 @@ def windowed_but_every(name: str, count: int) -> Pattern:
     return pattern
 
 
+def windowed_but_first_of_four(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """CWM: ``layer_types``, or all layers but the first of every four."""
+    return _types(read, layers) or tuple(i % 4 != 0 for i in range(layers))
+
+
 def windowed_where_used(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """Qwen: from layer ``max_window_layers`` on, if ``use_sliding_window``."""
     types = _types(read, layers)

@@ -81,6 +81,7 @@ DENSE: dict[str, dict[str, object]] = {
     "arcee": {},
     "nemotron": {},
     "jais2": {},
+    "cwm": {**WINDOW, **EVERY_SECOND},
     "starcoder2": {"head_dim": 16, **WINDOW},
     "stablelm": {"head_dim": 16},
     "youtu": LATENT,

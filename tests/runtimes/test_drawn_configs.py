@@ -93,6 +93,7 @@ def latent(draw):
         "rope_parameters": draw(ROPES),
     }
     options["num_key_value_heads"] = options["num_attention_heads"]
+    options["head_dim"] = options["qk_rope_head_dim"]
     return "deepseek_v3", options
 
 
