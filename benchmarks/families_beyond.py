@@ -53,7 +53,8 @@ DENSE_BEYOND = ("gemma4_text", "doge")
 
 # What a published config says and a tiny one does not, where a peer reads it.
 AS_PUBLISHED: dict[str, dict[str, Any]] = {
-    # no phi has groups or wide heads, and optimum-intel's example has neither
-    "phi": {"num_key_value_heads": 4, "head_dim": 16},
+    # phi has neither groups nor wide heads, and optimum-intel traces it with neither; ONNX Runtime
+    # rotates 16 dimensions or more
+    "phi": {"num_key_value_heads": 4, "hidden_size": 128},
     "phi3": {"original_max_position_embeddings": 512},  # else the builder takes it for LongRoPE
 }

@@ -23,12 +23,12 @@ SHOWN = {o: o if o == "ok" else f"**{o}**" for o in OUTCOMES}
 Rows = dict[str, Row]
 
 INTRODUCTION = """\
-Every tool gets the same tiny random checkpoint of a family (two layers, width 64, float16 values)
-and the graph is compared in float32 with transformers in float32: 100 random tokens at once, then
-8 one by one with the cache. The sliding windows are 24. **ok**: top-1 agrees at 99 % of the
-positions without a tie and the mean KL, of the prompt and of the decoded tokens each, is at most
-1e-3 nats/token. **wrong**: a graph was written, but it does not run or disagrees. **refused**: the
-tool raised. Reasons are below the table.
+Every tool gets the same tiny random checkpoint of a family (two or three layers, width 64 or 128,
+float16 values) and the graph is compared in float32 with transformers in float32: 100 random tokens
+at once, then 8 one by one with the cache. The sliding windows are 24. **ok**: top-1 agrees at 99 %
+of the positions without a tie and the mean KL, of the prompt and of the decoded tokens each, is at
+most 1e-3 nats/token. **wrong**: a graph was written, but it does not run or disagrees. **refused**:
+the tool raised. Reasons are below the table.
 
 Seconds run from the start of the work to the written files, without Python's imports, and depend on
 what else the machine does; the processor seconds of the median row do so less. MB is the memory of
@@ -47,7 +47,7 @@ NOTES = """\
   names of the multimodal models that contain them.
 - `phi3`: the builder (0.18) names a sliding window and no layers of it, so that ONNX Runtime GenAI
   gives a cache of the window and 16 positions to a graph that wants one of the whole context.
-- `olmo`: the builder (0.18) writes an RMS norm for a layer norm without weights.
+- `olmo`: the builder (0.18) writes an RMS norm for a layer norm without weights, and no `clip_qkv`.
 """
 
 
