@@ -1,0 +1,189 @@
+"""The table of ``benchmarks/families.py``, for a terminal and in Markdown."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+from families_results import COLUMNS, OURS, Outcome, Result, Row
+
+TITLES = ("edgekit OpenVINO", "edgekit ONNX", "optimum-intel", "genai builder")
+OUTCOMES: tuple[Outcome, ...] = ("ok", "refused", "wrong", "timeout")
+PACKAGES = (
+    "torch", "transformers", "openvino", "optimum-intel", "onnxruntime", "onnxruntime-genai",
+)  # fmt: skip
+REASON_LENGTH = 190
+TOO_NEW = "current version of Transformers does not allow"  # what optimum-intel says
+SHOWN = {o: o if o == "ok" else f"**{o}**" for o in OUTCOMES}
+Rows = dict[str, Row]
+
+INTRODUCTION = """\
+Every tool gets the same tiny random checkpoint of a family (two or three layers, width 64 or 128,
+float16 values) and the graph is compared in float32 with transformers in float32: 100 random tokens
+at once, then 8 one by one with the cache. The sliding windows are 24. **ok**: top-1 agrees at 99 %
+of the positions without a tie and the mean KL, of the prompt and of the decoded tokens each, is at
+most 1e-3 nats/token. **wrong**: a graph was written, but it does not run or disagrees. **refused**:
+the tool raised. Reasons are below the table.
+
+Seconds run from the start of the work to the written files, without Python's imports, and depend on
+what else the machine does; the processor seconds of the median row do so less. MB is the memory of
+the imports at their peak and what the work adds to it. Small models say which families work and
+what a tool costs before the first weight, not how it scales.
+
+The list is edgekit's table and, below it, families that edgekit does not compile. Peers run more
+families that are not listed here.
+"""
+NOTES = """\
+- `deepseek_v2` has `topk_method` `group_limited_greedy`, on which transformers 5.5 raises (its MoE
+  block lacks `num_experts`); a tool that traces transformers inherits that. The reference sets it.
+- `dbrx`: transformers 5.5 multiplies by the transpose of each expert matrix. The reference undoes
+  that, as the published model does; a tool that traces transformers inherits it.
+- `gemma4_text`, `qwen3_5_moe_text` and `ministral3` are text models alone; the builder knows the
+  names of the multimodal models that contain them.
+- `phi3`: the builder (0.18) names a sliding window and no layers of it, so that ONNX Runtime GenAI
+  gives a cache of the window and 16 positions to a graph that wants one of the whole context.
+- `olmo`: the builder (0.18) writes an RMS norm for a layer norm without weights, and no `clip_qkv`.
+"""
+
+
+def totals(results: Iterable[Result]) -> str:
+    """ "ok / refused / wrong", and timeouts where there are any."""
+    found = Counter(result.outcome for result in results)
+    return " / ".join(str(found[o]) for o in OUTCOMES if o != "timeout" or found[o])
+
+
+def column_of(rows: Rows, column: str) -> list[Result]:
+    """What a tool did with every family that has a reference."""
+    return [row.results[column] for row in rows.values() if row.results]
+
+
+def cell(result: Result) -> str:
+    """Outcome, seconds and MB."""
+    memory = result.imports_mb + result.growth_mb
+    return f"{result.outcome} {result.seconds:.1f} s {memory:.0f} MB"
+
+
+def medians(rows: Rows, column: str) -> str:
+    """Seconds, processor seconds and MB over the families that a tool got right."""
+    good = [r for r in column_of(rows, column) if r.outcome == "ok"]
+    if not good:
+        return ""
+    seconds = statistics.median(r.seconds for r in good)
+    processor = statistics.median(r.cpu_seconds for r in good)
+    imports = statistics.median(r.imports_mb for r in good)
+    growth = statistics.median(r.growth_mb for r in good)
+    return (
+        f"{seconds:.2f} s ({processor:.2f} s of processor), "
+        f"{imports:.0f} MB imports + {growth:.0f} MB"
+    )
+
+
+def print_table(rows: Rows) -> None:
+    """Show the rows on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    colours = {"ok": "green", "refused": "yellow", "wrong": "red", "timeout": "magenta"}
+    table = Table("family", "sparse", *TITLES)
+    for family, row in rows.items():
+        if row.no_reference:
+            table.add_row(family, "", f"no reference: {row.no_reference}")
+            continue
+        results = [row.results[c] for c in COLUMNS]
+        cells = [f"[{colours[r.outcome]}]{cell(r)}[/]" for r in results]
+        table.add_row(family, "yes" if row.sparse else "", *cells)
+    table.add_section()
+    table.add_row("ok / refused / wrong", "", *(totals(column_of(rows, c)) for c in COLUMNS))
+    Console().print(table)
+
+
+def write_markdown(path: Path, rows: Rows, date: str) -> None:
+    """Write the generated table."""
+    lines = [
+        "<!-- Generated by `python benchmarks/families.py`; do not edit. -->",
+        "",
+        "# Families beside the peers",
+        "",
+        INTRODUCTION,
+        machine(date),
+        "",
+        f"| family | sparse | {' | '.join(TITLES)} |",
+        f"|{'---|' * (2 + len(TITLES))}",
+    ]
+    for family, row in rows.items():
+        if row.results:
+            results = [row.results[c] for c in COLUMNS]
+            cells = [cell(r).replace(r.outcome, SHOWN[r.outcome], 1) for r in results]
+            lines.append(f"| {family} | {'yes' if row.sparse else ''} | {' | '.join(cells)} |")
+    for kind, part in {
+        "all": rows,
+        "edgekit's": {f: r for f, r in rows.items() if r.int4},
+        "sparse": {f: r for f, r in rows.items() if r.sparse},
+    }.items():
+        cells = [f"**{totals(column_of(part, c))}**" for c in COLUMNS]
+        lines.append(f"| **{kind}: ok / refused / wrong** | | {' | '.join(cells)} |")
+    cells = [medians(rows, c) for c in COLUMNS]
+    lines += [f"| median where ok | | {' | '.join(cells)} |", "", "## Notes", "", NOTES.rstrip()]
+    lines += [too_new(rows), *packed(rows), "", "## Reasons", "", *reasons(rows)]
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def too_new(rows: Rows) -> str:
+    """How many refusals are about the version of transformers, not about the family."""
+    refused = [r.reason for r in column_of(rows, "optimum-intel") if r.outcome == "refused"]
+    about = sum(TOO_NEW in reason for reason in refused)
+    return (
+        f"- {about} of optimum-intel's {len(refused)} refusals name an older transformers than the "
+        "one here,\n  which its release allows; with that one it may export them."
+    )
+
+
+def packed(rows: Rows) -> list[str]:
+    """What became of edgekit's int4 graphs."""
+    lines = [
+        "- edgekit's int4 graphs (groups of 32, float32 activations), against transformers on the "
+        "numbers that\n  the codes stand for, ok / refused / wrong:"
+    ]
+    for column, title in zip(OURS, TITLES, strict=False):
+        results = {f: row.int4[column] for f, row in rows.items() if row.int4}
+        lines.append(f"  - {title}: {totals(results.values())}")
+        lines += [
+            f"    - {family} {r.outcome}: `{r.reason[:REASON_LENGTH]}`"
+            for family, r in results.items()
+            if r.outcome != "ok"
+        ]
+    return lines
+
+
+def machine(date: str) -> str:
+    """Date, versions and the size of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"{date}; {os.cpu_count()} cores, {memory:.0f} GiB of memory; {versions}."
+
+
+def reasons(rows: Rows) -> list[str]:
+    """One line per refused or wrong cell, equal reasons of a tool together."""
+    families: dict[tuple[str, str, str], list[str]] = {}
+    for family, row in rows.items():
+        for column, title in zip(COLUMNS, TITLES, strict=True):
+            result = row.results.get(column)
+            if result and result.outcome != "ok":
+                said = re.sub(rf"\b{family}\b", "…", result.reason) or "out of time"
+                reason = said if len(said) <= REASON_LENGTH else said[:REASON_LENGTH] + "…"
+                families.setdefault((title, result.outcome, reason), []).append(family)
+    lines = [
+        f"- {title}, {outcome}: {', '.join(names)}: `{reason.replace('`', '')}`"
+        for (title, outcome, reason), names in sorted(families.items())
+    ]
+    lines += [
+        f"- no reference: {family}: `{row.no_reference}`"
+        for family, row in rows.items()
+        if row.no_reference
+    ]
+    return lines
