@@ -11,7 +11,7 @@ from edgekit.describe import describe
 from edgekit.layout import misfit
 from edgekit.plan import SCHEMES, weights_bytes
 from edgekit.resemblance import is_unknown
-from edgekit.scheme import Scheme
+from edgekit.scheme import Scheme, is_quantized
 from edgekit.text import ChatTokenizer
 
 
@@ -57,8 +57,7 @@ def inspect_model(directory: Path, family: str = "") -> Inspection:
     notes: list[str] = []
     dtype, stored, verified = "", 0, False
     files = [*directory.glob("*.safetensors*"), *directory.glob("*.bin"), *directory.glob("*.pt*")]
-    settings = config.get("quantization_config")
-    if "edgekit_scheme" in {**config, **(settings if isinstance(settings, dict) else {})}:
+    if is_quantized(directory):
         stored = sum(f.stat().st_size for f in directory.glob("*.safetensors"))
         notes.append("quantized already: the sizes above are those of the original model")
     elif files:

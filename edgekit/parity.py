@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -26,7 +27,7 @@ from edgekit.parity_cases import LONGEST, Case, Difference, Float, compare, make
 from edgekit.progress import Progress
 from edgekit.rules import TARGETS
 from edgekit.runtimes.graph_sessions import GraphSession, OnnxSession, OpenVINOSession
-from edgekit.scheme import Scheme, read_scheme
+from edgekit.scheme import Scheme, is_quantized, read_scheme
 
 MAX_KL = 1e-5  # nats per token, of an exact run
 MIN_AGREEMENT = 0.995  # of an exact run of packed weights; floats must agree everywhere
@@ -73,7 +74,7 @@ def obstacle(architecture: Architecture) -> str:
     """Why the reference cannot run here, or ""."""
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed (the build extra has it)"
+            return f'{package} is not installed (pip install "edgekit[build]")'
     needed = int(architecture.parameters() * 4 * LARGER)
     available = available_memory()
     if needed > available:
@@ -106,16 +107,17 @@ def check_parity(
 ) -> tuple[ParityReport, list[tuple[Case, list[Float]]]]:
     """Compare each target of ``variant``; also returns the reference's logits per case.
 
-    ``reference`` is an unquantized checkpoint to compare with in place of the variant's own
-    weights; quantization then counts as a difference, so only unpacked graphs are held to it.
+    ``reference`` is a checkpoint to compare with in place of the variant's own weights. What an
+    unquantized one says is reported only, since rounding the weights counts as a difference then.
     """
-    architecture = describe(read_config(variant), str(variant / "config.json"))
+    config = read_config(variant)
+    architecture = describe(config, str(variant / "config.json"))
     scheme = read_scheme(variant)
     if reason := obstacle(architecture):
         return ParityReport(skipped=reason), []
-    cases = make_cases(architecture, longest)
+    cases = make_cases(architecture, longest, _padding(config, architecture))
     expected = _reference(variant, reference, cases, progress)
-    gated = reference is None or scheme.bits == 16
+    gated = reference is None or is_quantized(reference)
     results = []
     runtimes = dict.fromkeys(targets)
     with progress.task("compare with PyTorch", len(runtimes)) as task:
@@ -126,6 +128,11 @@ def check_parity(
     return ParityReport(reference=named, results=results), expected
 
 
+def _padding(config: Mapping[str, Any], architecture: Architecture) -> int | None:
+    token = config.get("pad_token_id")
+    return token if type(token) is int and 0 <= token < architecture.vocab_size else None
+
+
 def _reference(
     variant: Path, reference: Path | None, cases: Sequence[Case], progress: Progress
 ) -> list[tuple[Case, list[Float]]]:
@@ -133,9 +140,12 @@ def _reference(
     from edgekit.quantize.reference import dequantized_checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:
-        if reference is None:
-            dequantized_checkpoint(variant, Path(scratch), progress)
-        model = teacher_logits(reference or Path(scratch))
+        plain = reference
+        if reference is None or is_quantized(reference):
+            plain = Path(scratch)
+            dequantized_checkpoint(reference or variant, plain, progress)
+        assert plain is not None
+        model = teacher_logits(plain)
         return [(case, [model(np.array(row, np.int32)) for row in case.rows]) for case in cases]
 
 

@@ -28,15 +28,21 @@ class Case:
     decode: int = 0
 
 
-def make_cases(architecture: Architecture, longest: int = LONGEST) -> list[Case]:
-    """The cases that fit a model: windows and half contexts beyond ``longest`` are left out."""
+def make_cases(
+    architecture: Architecture, longest: int = LONGEST, padding: int | None = None
+) -> list[Case]:
+    """The cases that fit a model: windows and half contexts beyond ``longest`` are left out.
+
+    The ``padding`` token is not used: its embedding is often zero, for which all experts of a
+    router tie.
+    """
     random = np.random.default_rng(0)
+    vocabulary = np.delete(np.arange(architecture.vocab_size), [] if padding is None else padding)
     context = min(architecture.context_length, longest)
 
     def case(name: str, prefill: tuple[int, ...], chunk: int = 0, decode: int = 0) -> Case:
         rows = tuple(
-            tuple(random.integers(0, architecture.vocab_size, count + chunk + decode).tolist())
-            for count in prefill
+            tuple(random.choice(vocabulary, count + chunk + decode).tolist()) for count in prefill
         )
         return Case(name, rows, prefill, chunk, decode)
 

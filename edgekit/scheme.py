@@ -104,6 +104,13 @@ def read_scheme(directory: Path) -> Scheme:
     return Scheme.parse(name)
 
 
+def is_quantized(directory: Path) -> bool:
+    """Whether a directory holds a quantized checkpoint of edgekit's."""
+    config = read_config(directory)
+    settings = config.get("quantization_config")
+    return "edgekit_scheme" in {**config, **(settings if isinstance(settings, dict) else {})}
+
+
 def unpack(packed: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
     """Codes [..., K] as uint8 from packed int32 [..., K * bits / 32]."""
     return unpack_words(packed, bits)

@@ -82,9 +82,9 @@ DAMAGE = {
     "config is deeply nested": (
         lambda m: (m / "config.json").write_text("[" * 100_000), "not valid JSON"),
     "config is a list": (lambda m: (m / "config.json").write_text("[]"), "not a JSON object"),
-    "unknown family": (lambda m: config(m, model_type="gpt9"), "'gpt9' is not supported"),
-    "no family": (lambda m: config(m, model_type=None), "None is not supported"),
-    "family is a number": (lambda m: config(m, model_type=7), "7 is not supported"),
+    "unknown family": (lambda m: config(m, model_type="gpt9"), "'gpt9' is not known"),
+    "no family": (lambda m: config(m, model_type=None), "None is not known"),
+    "family is a number": (lambda m: config(m, model_type=7), "7 is not known"),
     "remote code": (
         lambda m: config(m, model_type="evil", auto_map={"AutoModel": "x.Y"}), "never runs"),
     "no layers": (lambda m: config(m, num_hidden_layers=0), "num_hidden_layers is 0"),

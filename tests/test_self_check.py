@@ -86,7 +86,7 @@ def test_without_torch_the_reference_is_skipped_with_the_reason(quantized, monke
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     architecture = describe(read_config(quantized("qwen3", "int4-g32")))
-    assert obstacle(architecture) == "torch is not installed (the build extra has it)"
+    assert obstacle(architecture) == 'torch is not installed (pip install "edgekit[build]")'
 
 
 def test_a_failing_gate_leaves_nothing_behind(quantized, tmp_path, monkeypatch, capsys):

@@ -23,7 +23,7 @@ def test_biases_of_a_convolution_are_tensors_of_the_model(tiny_model: Callable[.
 def test_a_kernel_is_read_with_one_row_per_token(tiny_model: Callable[..., Path]) -> None:
     with Checkpoint(tiny_model("lfm2")) as checkpoint:
         name = "model.layers.0.conv.conv.weight"
-        stored = checkpoint._where[name].float32(name)
+        stored = checkpoint.source.float32(name)
         assert (checkpoint.float32(name) == stored[:, 0, :].T).all()
 
 
