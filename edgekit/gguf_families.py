@@ -30,6 +30,7 @@ class GgufFamily:
     output_biases: bool = False  # of attention's output and of the feed-forward
     qk_norm: str = ""  # "head" or "width", as in the family table
     square: bool = False  # heads times their size must be the hidden size
+    equal_heads: bool = False  # as many key and value heads as query heads
     fused_qkv: bool = False
     fused_gate_up: bool = False
     own_head: bool = False  # the file must have a head of its own, even a repeated one
@@ -61,7 +62,8 @@ GGUF_FAMILIES: dict[str, GgufFamily] = {
                             shared="gated"),
     "qwen3_moe": GgufFamily("QWEN3MOE", qk_norm="head", normalize=True),
     "olmo2": GgufFamily("OLMO2", qk_norm="width", square=True, own_head=True),
-    "olmoe": GgufFamily("OLMOE", qk_norm="width", square=True, own_head=True, normalize=False),
+    "olmoe": GgufFamily("OLMOE", qk_norm="width", square=True, equal_heads=True, own_head=True,
+                        normalize=False),
     "granite": _GRANITE,
     "granitemoe": replace(_GRANITE, arch="GRANITE_MOE", output_biases=False, normalize=True),
     "granitemoeshared": replace(_GRANITE, arch="GRANITE_MOE", output_biases=False, normalize=True,
@@ -131,6 +133,8 @@ def _norm_kind(norm: Norm) -> tuple[str, bool, bool, float]:
 def _attention_problems(a: Architecture, row: GgufFamily, x: Attention) -> Iterator[str]:
     if row.square and x.num_heads * x.head_dim != a.hidden_size:
         yield f"{x.num_heads} heads of {x.head_dim} are not its hidden size {a.hidden_size}"
+    if row.equal_heads and x.num_heads != x.num_key_value_heads:
+        yield f"it has {x.num_heads} query and {x.num_key_value_heads} key heads, not as many"
     if x.o_bias and not row.output_biases:
         yield "its attention's output has a bias"
     norm = ("head" if x.norms_heads else "width") if x.q_norm else ""

@@ -40,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**HALF_HEADS, "norm_topk_prob": False},
     "qwen3_moe": {},
     "olmo2": HALF_HEADS,
-    "olmoe": {"clip_qkv": None, "tie_word_embeddings": True},
+    "olmoe": {"clip_qkv": None, "tie_word_embeddings": True, "num_key_value_heads": 4},
     "granite": {},
     "granitemoe": {},
     "granitemoeshared": {},
@@ -382,7 +382,8 @@ def test_byte_fallback_becomes_scores_by_rank(tmp_path: Path) -> None:
     [
         ("cohere", {}, "family 'cohere' is not exported to GGUF"),
         ("deepseek_v3", {}, "family 'deepseek_v3' is not exported"),
-        ("olmoe", {}, "clips"),
+        ("olmoe", {"num_key_value_heads": 4}, "clips"),
+        ("olmoe", {"clip_qkv": None}, "4 query and 2 key heads"),
         ("qwen2_moe", {**HALF_HEADS, "norm_topk_prob": True}, "gates are softmax, normalized"),
         ("qwen3_moe", {"norm_topk_prob": False}, "not normalized"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "dense and sparse layers are mixed"),
