@@ -61,7 +61,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
         OutOfResourcesError: the disk is full.
     """
     if target.exists():
-        raise BadInputError(f"{target} exists already; choose another file or remove it first")
+        raise _exists(target, "file")
     target = target.absolute()
     temporary = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
     with disk_errors(target):
@@ -71,6 +71,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
+            if target.exists():
+                raise _exists(target, "file")  # another process was faster
             temporary.replace(target)
             sync_directory(target.parent)
         except BaseException:
@@ -78,8 +80,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
             raise
 
 
-def _exists(target: Path) -> BadInputError:
-    return BadInputError(f"{target} exists already; choose another directory or remove it first")
+def _exists(target: Path, kind: str = "directory") -> BadInputError:
+    return BadInputError(f"{target} exists already; choose another {kind} or remove it first")
 
 
 def _remove_leftovers(target: Path) -> None:

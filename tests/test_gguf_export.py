@@ -45,15 +45,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "granitemoeshared": {},
     "gemma": {},
     "gemma2": {"query_pre_attn_scalar": 32},
-    "gemma3_text": {
-        "query_pre_attn_scalar": 32,
-        "num_hidden_layers": 6,
-        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
-    },
+    "gemma3_text": {"query_pre_attn_scalar": 32, "num_hidden_layers": 6,
+                    "layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
     "phi3": HALF_HEADS,
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
     "glm4": {},
-}
+}  # fmt: skip
 ROTATED_IN_PAIRS = ("llama", "mistral", "mixtral", "granite", "granitemoe", "granitemoeshared",
                     "smollm3")  # fmt: skip
 MERGED = {  # names that llama.cpp's converter makes up when it splits what granite joins
