@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from edgekit.distill.teacher import teacher_logits
 from edgekit.evaluate import log_softmax
+from edgekit.gguf import ROUND_TRIP
 from edgekit.gguf_export import export_gguf
 from edgekit.progress import Silent
 from edgekit.quantize.reference import dequantized_checkpoint
@@ -114,9 +115,8 @@ def compare(name: str, source: Path, scheme: str, scratch: Path) -> None:
     context = min(CONTEXT, export_gguf(quantized, file, Silent()).context_length)
     dequantized_checkpoint(quantized, plain, Silent())
     tokenizer = ChatTokenizer(plain)
-    whole = [tokenizer.encode(text) for text in TEXTS]
-    same = all(llama_tokens(file, t) == b for t, b in zip(TEXTS, whole, strict=True))
-    batches = [tokens[:context] for tokens in whole]
+    same = all(llama_tokens(file, t) == tokenizer.encode(t) for t in (*TEXTS, *ROUND_TRIP))
+    batches = [tokenizer.encode(text)[:context] for text in TEXTS]
     reference = teacher_logits(plain)
     expected = [reference(np.array(tokens, np.int32)) for tokens in batches]
     kl, first = divergence(expected, list(llama_logits(file, batches)))
