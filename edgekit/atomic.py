@@ -52,18 +52,49 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
             raise
 
 
-def _exists(target: Path) -> BadInputError:
-    return BadInputError(f"{target} exists already; choose another directory or remove it first")
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file beside ``target`` that becomes ``target`` on success.
+
+    Raises:
+        BadInputError: ``target`` exists, or cannot be written.
+        OutOfResourcesError: the disk is full.
+    """
+    if target.exists():
+        raise _exists(target, "file")
+    target = target.absolute()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        try:
+            yield temporary
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            if target.exists():
+                raise _exists(target, "file")  # another process was faster
+            temporary.replace(target)
+            sync_directory(target.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _exists(target: Path, kind: str = "directory") -> BadInputError:
+    return BadInputError(f"{target} exists already; choose another {kind} or remove it first")
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Temporary directories of processes that are no more, and of this one."""
+    """Temporary directories and files of processes that are no more, and of this one."""
     import psutil
 
     for left in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}"):
         owner = left.name.removesuffix(PARTIAL).rpartition(".")[2]
         if owner == str(os.getpid()) or not (owner.isdecimal() and psutil.pid_exists(int(owner))):
-            shutil.rmtree(left, ignore_errors=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

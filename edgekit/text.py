@@ -35,6 +35,7 @@ class ChatTokenizer:
     Attributes:
         end_tokens: token ids that end an answer.
         has_template: whether the model has a chat template.
+        template_source: the chat template as written, or "".
     """
 
     def __init__(self, directory: Path) -> None:
@@ -54,10 +55,11 @@ class ChatTokenizer:
         self._directory = directory
         settings = _optional_json(directory / "tokenizer_config.json")
         self._special = {
-            key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")
+            key: _token_text(settings.get(key))
+            for key in ("bos_token", "eos_token", "pad_token", "unk_token")
         }
-        self._template_source = _template_source(directory, settings)
-        self._template = self._compile(self._template_source) if self._template_source else None
+        self.template_source = _template_source(directory, settings)
+        self._template = self._compile(self.template_source) if self.template_source else None
         self.end_tokens = self._find_end_tokens()
         self.special_tokens = frozenset(
             i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special
@@ -72,6 +74,19 @@ class ChatTokenizer:
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def named_special(self) -> dict[str, int]:
+        """Ids of the special tokens that have a purpose: "bos", "eos", "pad" and "unk"."""
+        found = {
+            key.removesuffix("_token"): self._tokenizer.token_to_id(token)
+            for key, token in self._special.items()
+        }
+        return {key: number for key, number in found.items() if number is not None}
+
+    def begins_texts(self) -> bool:
+        """Whether the tokenizer itself puts the "bos" token before a text."""
+        first = self._tokenizer.encode("a", add_special_tokens=True).ids[:1]
+        return first == [self.named_special().get("bos")]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``; special tokens written in it count only if allowed."""

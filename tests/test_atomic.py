@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from edgekit.atomic import atomic_directory, write_text
+from edgekit.atomic import atomic_directory, atomic_file, write_text
 from edgekit.errors import BadInputError
 
 
@@ -54,3 +54,20 @@ def test_a_small_file_is_replaced_as_a_whole(tmp_path):
     write_text(tmp_path / "f", "zwei")
     assert (tmp_path / "f").read_text() == "zwei"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_file_is_whole_or_absent_and_leftovers_go(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    target, left = tmp_path / "m.gguf", tmp_path / f".m.gguf.{dead.pid}.partial"
+    left.write_text("half")
+    with pytest.raises(RuntimeError), atomic_file(target) as temporary:
+        assert not left.exists()
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BadInputError, match="another file"), atomic_file(target) as temporary:
+        temporary.write_text("slow")
+        target.write_text("fast")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+    assert target.read_text() == "fast"

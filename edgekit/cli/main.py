@@ -21,6 +21,7 @@ VERBS = {
     "distill": "capture a teacher's logits; train a student on them",
     "quantize": "write a quantized checkpoint",
     "compile": "write the runtimes' graphs over the weights file",
+    "export": "write a GGUF file for llama.cpp, Ollama and LM Studio",
     "evaluate": "KL, agreement, perplexity and speed of what will run",
     "parity": "compare the compiled graphs with PyTorch",
     "pack": "make, show, verify or archive a pack",
