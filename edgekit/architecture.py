@@ -53,6 +53,7 @@ class Mixture:
     bias that counts for the choice only. Of ``num_groups`` groups the best ``top_groups`` stay,
     rated by their best expert or by the sum of their best two. With ``normalize`` the chosen gates
     are divided by their sum plus ``normalize_epsilon``, or by at least that (``normalize_clamp``).
+    The router rates ``num_identities`` further experts that give their input back.
     With ``router_norm`` the router reads the layer's x, so normalized, times the vector
     ``router_scale`` and hidden_size ** -0.5; ``expert_scale`` names a factor per chosen expert.
     """
@@ -73,6 +74,7 @@ class Mixture:
     num_groups: int = 1
     top_groups: int = 1
     group_score: str = "top2"
+    num_identities: int = 0
     jitter: float = 0.0
     router_norm: Norm | None = None
     router_scale: str = ""
@@ -114,7 +116,8 @@ class Layer:
 
     A missing norm is the identity; post norms apply to what is added. ``parallel`` adds both to the
     same x; its feed-forward then reads the attention's norm if it has none of its own. With
-    ``beside`` a layer has a dense feed-forward and a mixture. ``scalar`` names a factor of the
+    ``beside`` a layer has a dense feed-forward and a mixture; with ``shortcut`` too, whose mixture
+    is added to the result of the next layer. ``scalar`` names a factor of the
     layer's result.
     """
 
@@ -129,6 +132,7 @@ class Layer:
     parallel: bool = False
     residual_scale: float = 1.0
     beside: Beside | None = None
+    shortcut: bool = False
     scalar: str = ""
 
     def norms(self) -> Iterator[Norm]:

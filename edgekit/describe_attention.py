@@ -117,7 +117,7 @@ def _attention(
     heads, kv_heads, head_dim = shape
     shared = flag(read, row.attention.shared_values) and not window
     spec, names = row.attention, row.names
-    prefix = names.layer.replace("{l}", str(layer)) + names.attention
+    prefix = names.inside(layer, names.attention)
     q_norm = k_norm = None
     if spec.qk_norm and flag(read, spec.qk_norm_if) and normed:
         q_norm = _head_norm(row, read, prefix + names.q_norm, heads, head_dim)
@@ -190,7 +190,7 @@ def _temperature(spec: AttentionRow, read: ConfigReader, rope: Rope | None) -> T
 def _short_conv(
     row: Family, spec: ShortConvRow, read: ConfigReader, layer: int, hidden: int
 ) -> ShortConv:
-    prefix = row.names.layer.replace("{l}", str(layer)) + spec.block
+    prefix = row.names.inside(layer, spec.block)
     length = width(read, spec.length, maximum=MAX_CONV_LENGTH)
     if length < 2:
         raise read.bad(spec.length.names[0], "is 1; a convolution of one token has no state")
@@ -201,7 +201,7 @@ def _short_conv(
 
 
 def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:
-    prefix = row.names.layer.replace("{l}", str(layer)) + row.names.attention
+    prefix = row.names.inside(layer, row.names.attention)
     rank = read.config.get("q_lora_rank")
     query_rank = read.count("q_lora_rank") if rank is not None else 0
     latent = read.count("kv_lora_rank")
@@ -220,6 +220,11 @@ def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:
     scaled = settings.config.get("rope_type", settings.config.get("type", "default")) != "default"
     if every and scaled and row.attention.scale_by is None:
         scale *= yarn_scale(yarn_factor(settings), every) ** 2
+    latent_scale = 1.0
+    if row.attention.latent_scales:
+        hidden = width(read, row.hidden_size)
+        latent_scale = (hidden / latent) ** 0.5
+        scale *= (hidden / query_rank) ** 0.5 if query_rank else 1.0
     eps = row.latent_norm_eps
     return LatentAttention(
         q="" if query_rank else prefix + "q_proj",
@@ -233,5 +238,5 @@ def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:
         num_heads=read.count("num_attention_heads"),
         q_lora_rank=query_rank, kv_lora_rank=latent, nope_dim=nope, rope_dim=rotary,
         value_dim=read.count("v_head_dim"), scale=float(scale), rope=rope,
-        bias=read.flag("attention_bias", default=False),
+        bias=read.flag("attention_bias", default=False), latent_scale=latent_scale,
     )  # fmt: skip

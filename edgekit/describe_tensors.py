@@ -194,11 +194,12 @@ class _Specs:
         yield from _matrix(f.down, self.hidden, f.size, layer, f.bias, "down")
 
     def _mixture(self, m: Mixture, row: MoeRow, layer: int) -> Iterator[TensorSpec]:
-        yield _own(m.router + ".weight", (m.num_experts, self.hidden), "router", layer)
+        choices = m.num_experts + m.num_identities
+        yield _own(m.router + ".weight", (choices, self.hidden), "router", layer)
         if m.router_bias:
-            yield _own(m.router + ".bias", (m.num_experts,), "router", layer)
+            yield _own(m.router + ".bias", (choices,), "router", layer)
         if m.correction:
-            count = (m.num_experts,)
+            count = (choices,)
             stored = Part(m.correction, (1, *count), count) if row.correction_row else None
             part = stored or Part(m.correction, count)
             yield TensorSpec(m.correction, count, "router", part, layer)
@@ -221,7 +222,7 @@ class _Specs:
             yield _own(m.shared_gate + ".weight", (1, self.hidden), "vector", layer)
 
     def _block(self, row: MoeRow, layer: int) -> str:
-        return self.row.names.layer.replace("{l}", str(layer)) + row.block
+        return self.row.names.inside(layer, row.block)
 
     def _expert(
         self, experts: Separate | Stacked | Flat, m: Mixture, block: str, layer: int, e: int,

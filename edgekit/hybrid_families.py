@@ -94,6 +94,10 @@ def _gemma4_sparse(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     return (read.flag("enable_moe_block", default=False),) * layers
 
 
+def _first_of_two(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    return tuple(i % 2 == 0 for i in range(layers))
+
+
 HYBRIDS = (
     Family("lfm2", "Lfm2ForCausalLM", width=_lfm2_width, **LFM2),
     Family("lfm2_moe", "Lfm2MoeForCausalLM",
@@ -133,6 +137,23 @@ HYBRIDS = (
            final_norm_eps=key("rms_norm_eps", default=1e-6), tied=True,
            note="the queries and outputs of all attention experts are computed, not only of the "
            "chosen"),
+    Family("longcat_flash", "LongcatFlashForCausalLM",
+           names=Names(attention_norm="input_layernorm.{s}", attention="self_attn.{s}.",
+                       feed_forward_norm="post_attention_layernorm.{s}",
+                       feed_forward="mlps.{s}.", parts=2),
+           attention=AttentionRow(latent=True, latent_scales=True, interleaved=True,
+                                  rope_theta=1e7),
+           moe=MoeRow(router="router.classifier", num_experts=key("n_routed_experts"),
+                      identities=key("zero_expert_num", default=256), top_k=key("moe_topk"),
+                      width=key("expert_ffn_hidden_size"), normalize=False,
+                      scaling=key("routed_scaling_factor", default=6.0),
+                      correction="router.e_score_correction_bias", shortcut=True,
+                      sparse=_first_of_two, shrinks=False),
+           layers=key("num_layers"), width=key("ffn_hidden_size"),
+           norm_eps=key("rms_norm_eps", default=1e-5),
+           ignored=(r"model\.mtp\..*",
+                    r"model\.layers\.\d+\.mlp\.experts\.({identities})\.(gate|up)_proj\.weight"),
+           note="where a token's experts include identities, others are computed with gate 0"),
     Family("granitemoehybrid", "GraniteMoeHybridForCausalLM",
            names=Names(feed_forward="shared_mlp.", gate_up="input_linear", down="output_linear"),
            attention=replace(GRANITE, rotated=_granite_rotated),

@@ -115,7 +115,8 @@ class LatentAttention:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
     Queries come from ``q`` or, compressed, from ``q_a``, ``q_a_norm``, ``q_b``. The cache holds the
-    normalized latent [kv_lora_rank] and the rotated shared key [rope_dim] of each token.
+    normalized latent [kv_lora_rank], times ``latent_scale``, and the rotated shared key [rope_dim]
+    of each token.
     """
 
     q: str
@@ -135,6 +136,7 @@ class LatentAttention:
     scale: float
     rope: Rope
     bias: bool = False
+    latent_scale: float = 1.0
 
     @property
     def cache_values(self) -> int:

@@ -16,7 +16,6 @@ REFUSED: dict[str, str] = {
     "gemma3n_text": "its layers mix several residual streams (AltUp) and read embeddings of "
     "their own, which no graph writes yet",
     "jamba": MAMBA,
-    "longcat_flash": "its mixture skips over a second attention, which no graph writes yet",
     "mamba": MAMBA,
     "mamba2": MAMBA,
     "minimax": "its layers keep the recurrent state of a linear attention (Lightning Attention), "

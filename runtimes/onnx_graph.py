@@ -61,6 +61,7 @@ class _Decoder:
         self.b = matrices.b
         self.a = architecture
         self.positions = Positions(matrices, architecture.context_length)
+        self.shortcut = ""  # a mixture to be added after the next layer
 
     def build(self) -> bytes:
         """The serialized model with inputs and outputs as ONNX Runtime GenAI names them."""
@@ -118,6 +119,7 @@ class _Decoder:
     def _layer(self, layer: Layer, residual: str, update: str) -> tuple[str, str]:
         """One layer on the sum of ``residual`` and ``update``; returns the next two."""
         m, prefix = self.m, f"layers.{layer.index}."
+        shortcut, self.shortcut = self.shortcut, ""
         x, residual = self._norm(residual, update, layer.attention_norm, prefix + "sum")
         y = self._mixed(x, layer, prefix)
         y = m.scaled(m.norm(y, layer.attention_post_norm), layer.residual_scale)
@@ -126,12 +128,19 @@ class _Decoder:
             residual = self.b.node("Add", [residual, y], prefix + "attended")
         else:
             given, residual = self._norm(residual, y, layer.feed_forward_norm, prefix + "attended")
-        if layer.mixture:
-            y = mixture(m, given, self.a.hidden_size, layer.mixture)
-        else:
-            assert layer.dense is not None
-            y = m.feed_forward(given, layer.dense)
+        y = self._fed_forward(given, layer)
+        if shortcut:
+            residual = self.b.node("Add", [residual, shortcut], prefix + "shortcut")
         return residual, m.scaled(m.norm(y, layer.feed_forward_post_norm), layer.residual_scale)
+
+    def _fed_forward(self, x: str, layer: Layer) -> str:
+        m = self.m
+        if layer.mixture and not layer.shortcut:
+            return mixture(m, x, self.a.hidden_size, layer.mixture)
+        if layer.mixture:
+            self.shortcut = mixture(m, x, self.a.hidden_size, layer.mixture)
+        assert layer.dense is not None
+        return m.feed_forward(x, layer.dense)
 
     def _mixed(self, x: str, layer: Layer, prefix: str) -> str:
         if isinstance(layer.attention, Attention):

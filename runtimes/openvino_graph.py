@@ -90,6 +90,7 @@ class _Decoder:
         batch = op.gather(shape, blocks.ints(0), blocks.scalar(0))
         length = op.gather(shape, blocks.ints(1), blocks.scalar(0))
         self.context = Context(blocks, mask, positions, beam, batch, length)
+        self.shortcut: Node | None = None  # a mixture to be added after the next layer
 
     def build(self) -> ov.Model:
         """The model with its four inputs and ``logits`` [B, T, vocab_size]."""
@@ -110,6 +111,7 @@ class _Decoder:
 
     def _layer(self, x: Node, layer: Layer) -> Node:
         b, scale = self.b, layer.residual_scale
+        shortcut, self.shortcut = self.shortcut, None
         h = b.norm(x, layer.attention_norm)
         y = self._mixed(h, layer)
         y = b.scaled(b.norm(y, layer.attention_post_norm), scale)
@@ -120,6 +122,8 @@ class _Decoder:
             h = b.norm(x, layer.feed_forward_norm)
         y = self._fed_forward(h, after, layer)
         x = op.add(after, b.scaled(b.norm(y, layer.feed_forward_post_norm), scale))
+        if shortcut is not None:
+            x = op.add(x, shortcut)
         return op.multiply(x, b.pool.floats(layer.scalar, (1, 1, 1))) if layer.scalar else x
 
     def _mixed(self, h: Node, layer: Layer) -> Node:
@@ -133,6 +137,9 @@ class _Decoder:
         """The dense part, the mixture, or both; h is the normalized x."""
         b = self.b
         if layer.mixture is None:
+            return self._dense(h, layer)
+        if layer.shortcut:
+            self.shortcut = mixture(b, h, layer.mixture)
             return self._dense(h, layer)
         if layer.beside is None:
             return mixture(b, h, layer.mixture)

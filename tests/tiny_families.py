@@ -153,6 +153,10 @@ SPARSE: dict[str, dict[str, object]] = {
         "global_head_dim": 64, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
         "hidden_size_per_layer_input": 0, "final_logit_softcapping": 5.0,
     },
+    "longcat_flash": {
+        **EXPERTS, **LATENT, "num_layers": 2, "ffn_hidden_size": 128, "moe_topk": 3,
+        "expert_ffn_hidden_size": 64, "zero_expert_num": 3, "routed_scaling_factor": 1.5,
+    },
     "gpt_oss": {**EXPERTS, **WINDOW, **EVERY_SECOND},
     "llama4_text": {
         **EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "floor_scale": 16,

@@ -17,7 +17,7 @@ from edgekit.runtimes.openvino_engine import OpenVINOEngine
 
 PROMPT = list(range(10, 47))
 ANSWER = 24
-HYBRIDS = ["lfm2", "lfm2_moe", "gemma4_text", "jetmoe"]
+HYBRIDS = ["lfm2", "lfm2_moe", "gemma4_text", "jetmoe", "longcat_flash"]
 
 
 def greedy(engine: Any, tokens: int) -> list[int]:
