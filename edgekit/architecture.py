@@ -13,6 +13,7 @@ from functools import cached_property
 
 from edgekit.mixers import (
     Attention,
+    GatedDelta,
     HeadExperts,
     LatentAttention,
     Mixer,
@@ -24,8 +25,9 @@ from edgekit.mixers import (
 from edgekit.stored_parts import Part
 
 __all__ = [
-    "Architecture", "Attention", "Beside", "FeedForward", "HeadExperts", "LatentAttention",
-    "Layer", "Mixer", "Mixture", "Norm", "Rope", "ShortConv", "Temperature", "TensorSpec",
+    "Architecture", "Attention", "Beside", "FeedForward", "GatedDelta", "HeadExperts",
+    "LatentAttention", "Layer", "Mixer", "Mixture", "Norm", "Rope", "ShortConv", "Temperature",
+    "TensorSpec",
 ]  # fmt: skip
 
 SCORINGS = ("softmax", "softmax_top_k", "sigmoid", "sparsemixer", "sigmoid_input")
@@ -112,7 +114,7 @@ class Beside:
 class Layer:
     """One decoder layer: ``x += attention(norm x)``, ``x += feed_forward(norm x)``.
 
-    A short convolution may stand in the attention's place.
+    A short convolution or a gated delta rule may stand in the attention's place.
 
     A missing norm is the identity; post norms apply to what is added. ``parallel`` adds both to the
     same x; its feed-forward then reads the attention's norm if it has none of its own. With
@@ -207,7 +209,7 @@ class Architecture:
     def attentions(self) -> tuple[Attention | LatentAttention, ...]:
         """The attention of every layer that has one; every family's models have at least one."""
         mixers = (layer.attention for layer in self.layers)
-        return tuple(mixer for mixer in mixers if not isinstance(mixer, ShortConv))
+        return tuple(m for m in mixers if isinstance(m, Attention | LatentAttention))
 
     @property
     def num_attention_heads(self) -> int:

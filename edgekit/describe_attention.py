@@ -9,16 +9,15 @@ from edgekit.architecture import (
     Mixer,
     Norm,
     Rope,
-    ShortConv,
     Temperature,
 )
 from edgekit.config_values import ConfigReader
-from edgekit.families import AttentionRow, Family, ShortConvRow
+from edgekit.describe_states import with_states
+from edgekit.families import AttentionRow, Family
 from edgekit.family_values import flag, norm_epsilon, number, whole, width
 from edgekit.rope import make_rope, rope_settings, yarn_factor, yarn_scale
 
 MAX_HEAD_DIM = 4096
-MAX_CONV_LENGTH = 64
 MAX_HEAD_EXPERTS = 1024
 
 
@@ -45,15 +44,7 @@ def attention_layers(row: Family, read: ConfigReader, hidden: int, layers: int) 
                    (local if windowed[layer] else full) if rotated[layer] else None, normed[layer])
         for layer in range(layers)
     ]  # fmt: skip
-    if spec.short_conv is None:
-        return attentions
-    convolved = spec.short_conv.layers(read, layers)
-    if all(convolved):
-        raise read.bad("layer_types", "names no layer with attention")
-    return [
-        _short_conv(row, spec.short_conv, read, layer, hidden) if convolved[layer] else attention
-        for layer, attention in enumerate(attentions)
-    ]
+    return with_states(row, read, hidden, attentions)
 
 
 def _shape(spec: AttentionRow, read: ConfigReader, hidden: int) -> tuple[int, int, int]:
@@ -185,19 +176,6 @@ def _temperature(spec: AttentionRow, read: ConfigReader, rope: Rope | None) -> T
         original = settings.count("original_max_position_embeddings", default=8192)
         return Temperature(beta, float(original), 0.0) if beta else None
     return None
-
-
-def _short_conv(
-    row: Family, spec: ShortConvRow, read: ConfigReader, layer: int, hidden: int
-) -> ShortConv:
-    prefix = row.names.inside(layer, spec.block)
-    length = width(read, spec.length, maximum=MAX_CONV_LENGTH)
-    if length < 2:
-        raise read.bad(spec.length.names[0], "is 1; a convolution of one token has no state")
-    return ShortConv(
-        prefix + spec.input, prefix + spec.kernel, prefix + spec.output,
-        hidden, length, flag(read, spec.bias),
-    )  # fmt: skip
 
 
 def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:

@@ -81,6 +81,19 @@ class ShortConvRow:
 
 
 @dataclass(frozen=True)
+class GatedDeltaRow:
+    """Layers with a gated delta rule in the attention's place; the rest is named alike so far.
+
+    ``fused`` stores q, k, v, z of a key head after another, and b and a likewise; otherwise q, k
+    and v are one matrix.
+    """
+
+    layers: Pattern
+    fused: bool
+    block: str = "linear_attn."
+
+
+@dataclass(frozen=True)
 class HeadsRow:
     """Experts of the attention; the router is a module and the bias a tensor in its block."""
 
@@ -125,6 +138,8 @@ class AttentionRow:
     latent: bool = False
     latent_scales: bool = False  # of queries and latents, for the rank that they come from
     experts: HeadsRow | None = None
+    gate_in_q: bool = False  # a head's rows of q are followed by those of its gate
+    gated_delta: GatedDeltaRow | None = None
     short_conv: ShortConvRow | None = None
     temperature: str = ""  # "llama4" or "rope"
 

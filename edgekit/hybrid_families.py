@@ -10,6 +10,7 @@ from edgekit.errors import BadInputError
 from edgekit.families import (
     AttentionRow,
     Family,
+    GatedDeltaRow,
     HeadsRow,
     MoeRow,
     Names,
@@ -19,7 +20,14 @@ from edgekit.families import (
     key,
 )
 from edgekit.family_parts import GRANITE, GRANITE_MOE, GRANITE_SCALES, LLAMA, SANDWICH
-from edgekit.layer_patterns import convolved_where_listed, listed, sparse_from, windowed_but_every
+from edgekit.layer_patterns import (
+    convolved_where_listed,
+    linear_where_listed,
+    listed,
+    sparse_by_step,
+    sparse_from,
+    windowed_but_every,
+)
 
 
 def _lfm2_width(read: ConfigReader) -> int:
@@ -94,6 +102,35 @@ def _gemma4_sparse(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     return (read.flag("enable_moe_block", default=False),) * layers
 
 
+def _check_qwen3_next(read: ConfigReader, layers: int) -> None:
+    if read.flag("attention_bias", default=False):
+        raise read.bad("attention_bias", "is true, and these projections have no bias here")
+
+
+QWEN3_NEXT: dict[str, Any] = {
+    "attention": AttentionRow(
+        qk_norm="head", rope_factor=0.25, gate="gate_proj", gate_in_q=True,
+        gated_delta=GatedDeltaRow(linear_where_listed, fused=True)),
+    "moe": MoeRow(
+        normalize=key("norm_topk_prob", default=True), sparse=sparse_by_step,
+        shared="mlp.shared_expert.", shared_gate="shared_expert_gate",
+        shared_width=(key("shared_expert_intermediate_size", default=512),)),
+    "unit_offset": True,
+    "context": key("max_position_embeddings", default=32_768),
+    "ignored": (r"mtp\..*", r"model\.visual\..*"),
+    "check": _check_qwen3_next,
+    "runtimes": ("openvino",),
+}  # fmt: skip
+QWEN3_5: dict[str, Any] = {
+    **QWEN3_NEXT,
+    "names": Names(
+        embedding="model.language_model.embed_tokens", layer="model.language_model.layers.{l}.",
+        final_norm="model.language_model.norm"),
+    "attention": replace(
+        QWEN3_NEXT["attention"], gated_delta=GatedDeltaRow(linear_where_listed, fused=False)),
+}  # fmt: skip
+
+
 def _first_of_two(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     return tuple(i % 2 == 0 for i in range(layers))
 
@@ -126,6 +163,12 @@ HYBRIDS = (
            logit_soft_cap=key("final_logit_softcapping", default=0.0), embedding_scale="sqrt",
            tied=True, layer_scalar="layer_scalar", check=_check_gemma4, runtimes=("openvino",),
            note="without inputs per layer and without layers that share keys and values"),
+    Family("qwen3_next", "Qwen3NextForCausalLM", **QWEN3_NEXT),
+    Family("qwen3_5_text", "Qwen3_5ForCausalLM", **{**QWEN3_5, "moe": None}),
+    Family("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM",
+           **{**QWEN3_5, "moe": replace(
+               QWEN3_5["moe"], normalize=True, sparse=None,
+               experts=Stacked("experts.gate_up_proj", "experts.down_proj"))}),
     Family("jetmoe", "JetMoeForCausalLM",
            names=Names(attention="self_attention.", q="experts.input_linear",
                        o="experts.output_linear", kv="kv_proj"),

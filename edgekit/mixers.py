@@ -165,4 +165,52 @@ class ShortConv:
         return 0
 
 
-Mixer = Attention | LatentAttention | ShortConv
+@dataclass(frozen=True)
+class GatedDelta:
+    """A gated delta rule (arXiv 2412.06464) after a short convolution of q, k and v.
+
+    With unit q and k, a state S [heads, key_dim, value_dim] that fades by exp(g) learns that k
+    means v: ``S += k (v - S^T k) sigmoid(b)``, and tells ``S^T q / sqrt(key_dim)``, which is
+    normalized and gated with silu(z). g is ``-exp(decay) softplus(a + decay_bias)``. Every key head
+    serves ``num_value_heads / num_key_heads`` heads.
+    """
+
+    q: str
+    k: str
+    v: str
+    z: str
+    a: str
+    b: str
+    kernel: str
+    decay: str
+    decay_bias: str
+    norm: Norm
+    output: str
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    length: int  # of the convolution
+
+    @property
+    def key_size(self) -> int:
+        """Width of queries and of keys."""
+        return self.num_key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        """Width of values and of the output."""
+        return self.num_value_heads * self.value_dim
+
+    @property
+    def conv_size(self) -> int:
+        """Channels of the convolution: queries, keys and values."""
+        return 2 * self.key_size + self.value_size
+
+    @property
+    def cache_values(self) -> int:
+        """Values that the cache keeps of one token: its states do not grow."""
+        return 0
+
+
+Mixer = Attention | LatentAttention | ShortConv | GatedDelta

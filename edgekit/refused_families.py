@@ -22,9 +22,6 @@ REFUSED: dict[str, str] = {
     "which no graph writes yet",
     "nemotron_h": MAMBA,
     "olmo_hybrid": DELTA,
-    "qwen3_5_moe_text": DELTA,
-    "qwen3_5_text": DELTA,
-    "qwen3_next": DELTA,
     "recurrent_gemma": "its layers keep the state of a gated linear recurrence (RG-LRU), which no "
     "graph writes yet",
     "rwkv": "its layers keep the recurrent state of a time mix, which no graph writes yet",

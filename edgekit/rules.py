@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgekit.architecture import Architecture, ShortConv
+from edgekit.architecture import Architecture
 from edgekit.errors import BadInputError
 from edgekit.layout import misfit
 from edgekit.scheme import Scheme
@@ -116,9 +116,9 @@ RULES: tuple[Rule, ...] = (
         "OpenVINO GenAI NPU guide; NPUW has no expert routing for general devices",
     ),
     Rule(
-        "npu-states", NPU, lambda a, s: any(isinstance(m.attention, ShortConv) for m in a.layers),
+        "npu-states", NPU, lambda a, s: len(a.attentions) < len(a.layers),
         "the NPU's language-model path knows keys and values only, and this model has "
-        "convolution states too",
+        "states of another kind too",
         "compile for openvino-cpu or openvino-gpu",
         "OpenVINO GenAI NPU guide",
     ),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekit.architecture import Architecture, Attention, Layer, Norm, ShortConv
+from edgekit.architecture import Architecture, Attention, LatentAttention, Layer, Norm, ShortConv
 from edgekit.atomic import write_json
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
@@ -147,6 +147,7 @@ class _Decoder:
             return attention(self.positions, x, layer.attention, layer.index, prefix)
         if isinstance(layer.attention, ShortConv):
             return short_conv(self.positions, x, layer.attention, layer.index, prefix)
+        assert isinstance(layer.attention, LatentAttention)  # the rules let no other come here
         return latent_attention(self.positions, x, layer.attention, layer.index, prefix)
 
     def _norm(
