@@ -19,6 +19,7 @@ from edgekit.mixers import (
     Mixer,
     Norm,
     Rope,
+    SelectiveScan,
     ShortConv,
     Temperature,
 )
@@ -26,8 +27,8 @@ from edgekit.stored_parts import Part
 
 __all__ = [
     "Architecture", "Attention", "Beside", "FeedForward", "GatedDelta", "HeadExperts",
-    "LatentAttention", "Layer", "Mixer", "Mixture", "Norm", "Rope", "ShortConv", "Temperature",
-    "TensorSpec",
+    "LatentAttention", "Layer", "Mixer", "Mixture", "Norm", "Rope", "SelectiveScan", "ShortConv",
+    "Temperature",     "TensorSpec",
 ]  # fmt: skip
 
 SCORINGS = ("softmax", "softmax_top_k", "sigmoid", "sparsemixer", "sigmoid_input")
@@ -114,7 +115,7 @@ class Beside:
 class Layer:
     """One decoder layer: ``x += attention(norm x)``, ``x += feed_forward(norm x)``.
 
-    A short convolution or a gated delta rule may stand in the attention's place.
+    What keeps a state instead of a cache may stand in the attention's place.
 
     A missing norm is the identity; post norms apply to what is added. ``parallel`` adds both to the
     same x; its feed-forward then reads the attention's norm if it has none of its own. With

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from edgekit.architecture import GatedDelta, ShortConv, TensorSpec
+from edgekit.architecture import GatedDelta, SelectiveScan, ShortConv, TensorSpec
 from edgekit.describe_parts import matrix, norm_specs, own
 from edgekit.stored_parts import Part, rows
 
@@ -76,3 +77,23 @@ def _fused(d: GatedDelta, hidden: int) -> dict[str, Part | None]:
         **dict(parts("in_proj_qkvz.weight", first)),
         **dict(parts("in_proj_ba.weight", {"b": each, "a": each})),
     }
+
+
+def selective_scan(s: SelectiveScan, hidden: int, layer: int) -> Iterator[TensorSpec]:
+    """Projections, convolution, decay, skip, norm; the steps' rows are not packed."""
+    stored = s.z.removesuffix("z_proj") + "in_proj.weight"
+    sizes = {s.z: s.size, s.x: s.conv_size, s.dt: s.num_heads}
+    start, shape = 0, (sum(sizes.values()), hidden)
+    for module, size in sizes.items():
+        part = rows(stored, shape, start, start + size)
+        for spec in matrix(module, size, hidden, layer, s.bias, source=part):
+            packed = spec.role == "linear" and module != s.dt
+            yield spec if packed or spec.role == "bias" else replace(spec, role="latent")
+        start += size
+    yield _kernel(s.kernel, s.conv_size, s.length, layer)
+    if s.conv_bias:
+        yield own(s.kernel + ".bias", (s.conv_size,), "bias", layer)
+    for name in (s.decay, s.decay_bias, s.skip):
+        yield own(name, (s.num_heads,), "vector", layer)
+    yield from norm_specs(s.norm, layer)
+    yield from matrix(s.output, hidden, s.size, layer, s.bias)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgekit.architecture import GatedDelta, Mixer, Norm, ShortConv
+from edgekit.architecture import GatedDelta, Mixer, Norm, SelectiveScan, ShortConv
 from edgekit.config_values import ConfigReader
-from edgekit.families import Family, GatedDeltaRow, ShortConvRow
+from edgekit.families import Family, GatedDeltaRow, SelectiveScanRow, ShortConvRow
 from edgekit.family_values import flag, norm_epsilon, width
 
 MAX_CONV_LENGTH = 64
@@ -19,7 +19,8 @@ def with_states(
     Raises:
         BadInputError: no attention is left, or a value is absent, absurd, or contradicts another.
     """
-    spec = row.attention.short_conv or row.attention.gated_delta
+    a = row.attention
+    spec = a.short_conv or a.gated_delta or a.selective_scan
     if spec is None:
         return attentions
     replaced = spec.layers(read, len(attentions))
@@ -29,6 +30,8 @@ def with_states(
     def state(layer: int) -> Mixer:
         if isinstance(spec, ShortConvRow):
             return _short_conv(row, spec, read, layer, hidden)
+        if isinstance(spec, SelectiveScanRow):
+            return _selective_scan(row, spec, read, layer, hidden)
         return _gated_delta(row, spec, read, layer)
 
     return [state(i) if replaced[i] else attention for i, attention in enumerate(attentions)]
@@ -66,3 +69,42 @@ def _gated_delta(row: Family, spec: GatedDeltaRow, read: ConfigReader, layer: in
         key_dim=read.count("linear_key_head_dim", maximum=MAX_STATE_DIM), value_dim=value_dim,
         length=read.count("linear_conv_kernel_dim", default=4, maximum=MAX_CONV_LENGTH),
     )  # fmt: skip
+
+
+def _selective_scan(
+    row: Family, spec: SelectiveScanRow, read: ConfigReader, layer: int, hidden: int
+) -> SelectiveScan:
+    prefix = row.names.inside(layer, spec.block)
+    heads = read.count("mamba_n_heads", default=128)
+    groups = read.count("mamba_n_groups", default=1)
+    size = read.count("mamba_expand", default=2) * hidden
+    if size % heads or heads % groups:
+        raise read.bad("mamba_n_heads", f"{heads} does not fit {groups} groups in {size}")
+    head_dim = read.config.get("mamba_d_head")
+    if head_dim not in (None, "auto", size // heads):
+        raise read.bad("mamba_d_head", f"is not {size // heads}, the width over the heads")
+    return SelectiveScan(
+        z=prefix + "z_proj", x=prefix + "x_proj", dt=prefix + "dt_proj",
+        kernel=prefix + "conv1d", decay=prefix + "A_log", decay_bias=prefix + "dt_bias",
+        skip=prefix + "D", norm=Norm(prefix + "norm", size, norm_epsilon(read, row.norm_eps)),
+        output=prefix + "out_proj",
+        num_heads=heads, head_dim=size // heads, groups=groups,
+        state_size=read.count("mamba_d_state", default=256, maximum=MAX_STATE_DIM),
+        length=read.count("mamba_d_conv", default=4, maximum=MAX_CONV_LENGTH),
+        step_limits=_step_limits(read),
+        conv_bias=read.flag("mamba_conv_bias", default=True),
+        bias=read.flag("mamba_proj_bias", default=False),
+    )  # fmt: skip
+
+
+def _step_limits(read: ConfigReader) -> tuple[float, float]:
+    limits = read.config.get("time_step_limit")
+    if limits is None:
+        return 0.0, float("inf")
+    if not isinstance(limits, list | tuple) or len(limits) != 2:
+        raise read.bad("time_step_limit", "is not a list of two numbers")
+    endless = {"__float__": "Infinity"}  # as transformers writes what JSON has no word for
+    low, high = (float("inf") if limit == endless else limit for limit in limits)
+    if type(low) not in (int, float) or type(high) not in (int, float) or not 0 <= low <= high:
+        raise read.bad("time_step_limit", "is not two numbers from 0 up, the lower one first")
+    return float(low), float(high)

@@ -14,11 +14,12 @@ from edgekit.architecture import (
     LatentAttention,
     Layer,
     Mixture,
+    SelectiveScan,
     ShortConv,
     TensorSpec,
 )
 from edgekit.describe_parts import matrix, norm_specs, own
-from edgekit.describe_state_tensors import gated_delta, short_conv
+from edgekit.describe_state_tensors import gated_delta, selective_scan, short_conv
 from edgekit.families import Family, Flat, MoeRow, Separate, Stacked
 from edgekit.stored_parts import Part, Range, rows
 
@@ -55,6 +56,8 @@ class _Specs:
             yield from self._attention(layer.attention, layer.index)
         elif isinstance(layer.attention, ShortConv):
             yield from short_conv(layer.attention, layer.index)
+        elif isinstance(layer.attention, SelectiveScan):
+            yield from selective_scan(layer.attention, self.hidden, layer.index)
         elif isinstance(layer.attention, GatedDelta):
             assert self.row.attention.gated_delta is not None
             fused = self.row.attention.gated_delta.fused

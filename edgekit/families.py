@@ -94,6 +94,14 @@ class GatedDeltaRow:
 
 
 @dataclass(frozen=True)
+class SelectiveScanRow:
+    """Layers with a selective state space in the attention's place; the rest is named alike."""
+
+    layers: Pattern
+    block: str = "mamba."
+
+
+@dataclass(frozen=True)
 class HeadsRow:
     """Experts of the attention; the router is a module and the bias a tensor in its block."""
 
@@ -140,6 +148,7 @@ class AttentionRow:
     experts: HeadsRow | None = None
     gate_in_q: bool = False  # a head's rows of q are followed by those of its gate
     gated_delta: GatedDeltaRow | None = None
+    selective_scan: SelectiveScanRow | None = None
     short_conv: ShortConvRow | None = None
     temperature: str = ""  # "llama4" or "rope"
 

@@ -14,6 +14,7 @@ from edgekit.families import (
     HeadsRow,
     MoeRow,
     Names,
+    SelectiveScanRow,
     Separate,
     ShortConvRow,
     Stacked,
@@ -57,16 +58,14 @@ LFM2: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _check_granite(read: ConfigReader, layers: int) -> None:
-    """Kinds of layers; transformers takes a config that names none for one of Mamba throughout."""
+def _granite_scans(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """``layer_types`` "mamba"; transformers takes a config that names none for Mamba throughout."""
     name = "layers_block_type" if "layers_block_type" in read.config else "layer_types"
     types = listed(read, name, layers, str) or ["mamba"] * layers
-    if set(types) != {"attention"}:
-        raise BadInputError(
-            f"{read.source}: {name} has {', '.join(sorted(set(map(str, types))))} layers, and the "
-            "recurrent state of Mamba is not written into a graph yet; choose a Granite model "
-            "with attention in all layers, such as granite-4.0-micro"
-        )
+    for kind in types:
+        if kind not in ("mamba", "attention"):
+            raise read.bad(name, f"has {kind!r} layers, which this family lacks")
+    return tuple(kind == "mamba" for kind in types)
 
 
 def _granite_rotated(read: ConfigReader, layers: int) -> tuple[bool, ...]:
@@ -199,13 +198,13 @@ HYBRIDS = (
            note="where a token's experts include identities, others are computed with gate 0"),
     Family("granitemoehybrid", "GraniteMoeHybridForCausalLM",
            names=Names(feed_forward="shared_mlp.", gate_up="input_linear", down="output_linear"),
-           attention=replace(GRANITE, rotated=_granite_rotated),
+           attention=replace(GRANITE, rotated=_granite_rotated,
+                             selective_scan=SelectiveScanRow(_granite_scans)),
            moe=replace(GRANITE_MOE, shared="shared_mlp.", shared_gate_up="input_linear",
                        shared_names=("gate_proj", "up_proj", "output_linear"),
                        shared_width=(key("shared_intermediate_size", default=1024),),
                        sparse=_granite_sparse),
            width=key("shared_intermediate_size", default=1024), dense_type="granite",
-           check=_check_granite,
-           note="with attention in all layers; those with Mamba layers are refused",
+           note="ONNX only with attention in all layers",
            **GRANITE_SCALES),
 )  # fmt: skip

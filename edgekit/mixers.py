@@ -213,4 +213,52 @@ class GatedDelta:
         return 0
 
 
-Mixer = Attention | LatentAttention | ShortConv | GatedDelta
+@dataclass(frozen=True)
+class SelectiveScan:
+    """A selective state space (Mamba-2, arXiv 2405.21060) after a short convolution of x, B and C.
+
+    A state S [heads, head_dim, state_size] fades by exp(-exp(decay) dt), takes in ``dt x B`` and
+    tells ``S C + skip x``; dt is ``softplus(dt + decay_bias)`` within ``step_limits``. The result
+    times silu(z) is normalized. ``groups`` of heads share B and C, as ``x`` projects them with x.
+    """
+
+    z: str
+    x: str
+    dt: str
+    kernel: str
+    decay: str
+    decay_bias: str
+    skip: str
+    norm: Norm
+    output: str
+    num_heads: int
+    head_dim: int
+    groups: int
+    state_size: int
+    length: int  # of the convolution
+    step_limits: tuple[float, float]
+    conv_bias: bool = False
+    bias: bool = False
+
+    @property
+    def size(self) -> int:
+        """Width of x and of the output."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def group_size(self) -> int:
+        """Width of B and of C."""
+        return self.groups * self.state_size
+
+    @property
+    def conv_size(self) -> int:
+        """Channels of the convolution: x, B and C."""
+        return self.size + 2 * self.group_size
+
+    @property
+    def cache_values(self) -> int:
+        """Values that the cache keeps of one token: its states do not grow."""
+        return 0
+
+
+Mixer = Attention | LatentAttention | ShortConv | GatedDelta | SelectiveScan

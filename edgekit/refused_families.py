@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MAMBA = "its layers keep the recurrent state of a selective scan (Mamba), which no graph writes yet"
+MAMBA = "its layers keep the state of a selective scan (Mamba) in a form that no graph writes yet"
 DELTA = "its layers keep the recurrent state of a gated delta rule, which no graph writes yet"
 
 REFUSED: dict[str, str] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgekit.architecture import Architecture
+from edgekit.architecture import Architecture, GatedDelta, SelectiveScan
 from edgekit.errors import BadInputError
 from edgekit.layout import misfit
 from edgekit.scheme import Scheme
@@ -74,6 +74,11 @@ def _block_misfit(architecture: Architecture, scheme: Scheme) -> bool:
     )
 
 
+def _unwritten_states(architecture: Architecture, scheme: Scheme) -> bool:
+    states = (GatedDelta, SelectiveScan)
+    return any(isinstance(layer.attention, states) for layer in architecture.layers)
+
+
 def _foreign_activation(architecture: Architecture, scheme: Scheme) -> bool:
     return architecture.moe is not None and architecture.moe.activation not in ("silu", "clamped")
 
@@ -102,6 +107,12 @@ RULES: tuple[Rule, ...] = (
         "in place",
         "use a smaller group or int4-channel",
         "compressed-tensors pack-quantized layout",
+    ),
+    Rule(
+        "onnx-states", ONNX, _unwritten_states,
+        "the ONNX graph has no recurrent states (Mamba, gated delta rule)",
+        "compile for openvino-cpu or openvino-gpu",
+        "edgekit inspect --families",
     ),
     Rule(
         "onnx-activation", ONNX, _foreign_activation,

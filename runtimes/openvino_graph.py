@@ -15,7 +15,14 @@ from pathlib import Path
 import openvino as ov
 from openvino import opset13 as op
 
-from edgekit.architecture import Architecture, Attention, GatedDelta, Layer, ShortConv
+from edgekit.architecture import (
+    Architecture,
+    Attention,
+    GatedDelta,
+    Layer,
+    SelectiveScan,
+    ShortConv,
+)
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.errors import EdgekitError
@@ -25,6 +32,7 @@ from edgekit.runtimes.openvino_conv import short_conv
 from edgekit.runtimes.openvino_delta import gated_delta
 from edgekit.runtimes.openvino_moe import mixture
 from edgekit.runtimes.openvino_ops import Blocks
+from edgekit.runtimes.openvino_scan import selective_scan
 from edgekit.scheme import CONSTANTS, read_scheme
 
 GRAPH = Path("openvino") / "openvino_model.xml"
@@ -132,6 +140,8 @@ class _Decoder:
             return attention(self.context, h, layer.attention, layer.index)
         if isinstance(layer.attention, ShortConv):
             return short_conv(self.context, h, layer.attention, layer.index)
+        if isinstance(layer.attention, SelectiveScan):
+            return selective_scan(self.context, h, layer.attention, layer.index)
         if isinstance(layer.attention, GatedDelta):
             return gated_delta(self.context, h, layer.attention, layer.index)
         return latent_attention(self.context, h, layer.attention, layer.index)
