@@ -13,19 +13,22 @@ from functools import cached_property
 
 from edgekit.mixers import (
     Attention,
+    GatedDelta,
     HeadExperts,
     LatentAttention,
     Mixer,
     Norm,
     Rope,
+    SelectiveScan,
     ShortConv,
     Temperature,
 )
 from edgekit.stored_parts import Part
 
 __all__ = [
-    "Architecture", "Attention", "Beside", "FeedForward", "HeadExperts", "LatentAttention",
-    "Layer", "Mixer", "Mixture", "Norm", "Rope", "ShortConv", "Temperature", "TensorSpec",
+    "Architecture", "Attention", "Beside", "FeedForward", "GatedDelta", "HeadExperts",
+    "LatentAttention", "Layer", "Mixer", "Mixture", "Norm", "Rope", "SelectiveScan", "ShortConv",
+    "Temperature",     "TensorSpec",
 ]  # fmt: skip
 
 SCORINGS = ("softmax", "softmax_top_k", "sigmoid", "sparsemixer", "sigmoid_input")
@@ -53,6 +56,7 @@ class Mixture:
     bias that counts for the choice only. Of ``num_groups`` groups the best ``top_groups`` stay,
     rated by their best expert or by the sum of their best two. With ``normalize`` the chosen gates
     are divided by their sum plus ``normalize_epsilon``, or by at least that (``normalize_clamp``).
+    The router rates ``num_identities`` further experts that give their input back.
     With ``router_norm`` the router reads the layer's x, so normalized, times the vector
     ``router_scale`` and hidden_size ** -0.5; ``expert_scale`` names a factor per chosen expert.
     """
@@ -73,6 +77,7 @@ class Mixture:
     num_groups: int = 1
     top_groups: int = 1
     group_score: str = "top2"
+    num_identities: int = 0
     jitter: float = 0.0
     router_norm: Norm | None = None
     router_scale: str = ""
@@ -110,11 +115,12 @@ class Beside:
 class Layer:
     """One decoder layer: ``x += attention(norm x)``, ``x += feed_forward(norm x)``.
 
-    A short convolution may stand in the attention's place.
+    What keeps a state instead of a cache may stand in the attention's place.
 
     A missing norm is the identity; post norms apply to what is added. ``parallel`` adds both to the
     same x; its feed-forward then reads the attention's norm if it has none of its own. With
-    ``beside`` a layer has a dense feed-forward and a mixture. ``scalar`` names a factor of the
+    ``beside`` a layer has a dense feed-forward and a mixture; with ``shortcut`` too, whose mixture
+    is added to the result of the next layer. ``scalar`` names a factor of the
     layer's result.
     """
 
@@ -129,6 +135,7 @@ class Layer:
     parallel: bool = False
     residual_scale: float = 1.0
     beside: Beside | None = None
+    shortcut: bool = False
     scalar: str = ""
 
     def norms(self) -> Iterator[Norm]:
@@ -203,7 +210,7 @@ class Architecture:
     def attentions(self) -> tuple[Attention | LatentAttention, ...]:
         """The attention of every layer that has one; every family's models have at least one."""
         mixers = (layer.attention for layer in self.layers)
-        return tuple(mixer for mixer in mixers if not isinstance(mixer, ShortConv))
+        return tuple(m for m in mixers if isinstance(m, Attention | LatentAttention))
 
     @property
     def num_attention_heads(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from edgekit.architecture import Architecture, Beside, FeedForward, Layer, Mixer, Norm
+from edgekit.architecture import Architecture, Beside, FeedForward, Layer, Mixer, Mixture, Norm
 from edgekit.config_values import ConfigReader
 from edgekit.describe_attention import attention_layers
 from edgekit.describe_mixture import mixture_layers
@@ -34,7 +34,7 @@ def describe(
     row = family_of(config, source, family)
     read = ConfigReader(config, source)
     hidden = width(read, row.hidden_size)
-    count = width(read, row.layers, maximum=MAX_LAYERS)
+    count = width(read, row.layers, maximum=MAX_LAYERS) * row.names.parts
     if row.check:
         row.check(read, count)
     attentions = attention_layers(row, read, hidden, count)
@@ -63,7 +63,7 @@ def describe(
         logit_soft_cap=number(read, row.logit_soft_cap),
         expert_count_keys=row.moe.num_experts.names if row.moe and row.moe.shrinks else (),
         runtimes=row.runtimes,
-        ignored=row.ignored,
+        ignored=_ignored(row, mixtures),
         specs=(),
     )
     return tensor_specs(architecture, row)
@@ -116,16 +116,17 @@ def _layer(
     attention: Mixer,
     mixture: Any,
 ) -> Layer:
-    names, prefix = row.names, row.names.layer.replace("{l}", str(index))
+    names, prefix = row.names, row.names.inside(index)
 
     def norm(name: str) -> Norm | None:
-        return _norm(row, read, prefix + name, hidden) if name else None
+        return _norm(row, read, names.inside(index, name), hidden) if name else None
 
     parallel = flag(read, row.parallel)
     dense = None
     beside = _beside(row, read, prefix, hidden) if mixture else None
-    if mixture is None or beside:
-        block = prefix + names.feed_forward
+    shortcut = bool(mixture and row.moe and row.moe.shortcut)
+    if mixture is None or beside or shortcut:
+        block = names.inside(index, names.feed_forward)
         dense = FeedForward(
             block + names.gate if names.gate else "", block + names.up, block + names.down,
             dense_size, activation(read, row.activation), flag(read, row.mlp_bias),
@@ -145,8 +146,19 @@ def _layer(
         parallel=parallel,
         residual_scale=number(read, row.residual_scale),
         beside=beside,
+        shortcut=shortcut,
         scalar=prefix + row.layer_scalar if row.layer_scalar else "",
     )
+
+
+def _ignored(row: Family, mixtures: list[Mixture | None]) -> tuple[str, ...]:
+    """Patterns of unused tensors; ``{identities}`` stands for the numbers of such experts."""
+    mixture = next((m for m in mixtures if m), None)
+    if mixture is None:
+        return row.ignored
+    first = mixture.num_experts
+    numbers = "|".join(str(first + i) for i in range(mixture.num_identities))
+    return tuple(pattern.replace("{identities}", numbers) for pattern in row.ignored)
 
 
 def _beside(row: Family, read: ConfigReader, prefix: str, hidden: int) -> Beside | None:

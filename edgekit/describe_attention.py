@@ -9,16 +9,15 @@ from edgekit.architecture import (
     Mixer,
     Norm,
     Rope,
-    ShortConv,
     Temperature,
 )
 from edgekit.config_values import ConfigReader
-from edgekit.families import AttentionRow, Family, ShortConvRow
+from edgekit.describe_states import with_states
+from edgekit.families import AttentionRow, Family
 from edgekit.family_values import flag, norm_epsilon, number, whole, width
 from edgekit.rope import make_rope, rope_settings, yarn_factor, yarn_scale
 
 MAX_HEAD_DIM = 4096
-MAX_CONV_LENGTH = 64
 MAX_HEAD_EXPERTS = 1024
 
 
@@ -45,15 +44,7 @@ def attention_layers(row: Family, read: ConfigReader, hidden: int, layers: int) 
                    (local if windowed[layer] else full) if rotated[layer] else None, normed[layer])
         for layer in range(layers)
     ]  # fmt: skip
-    if spec.short_conv is None:
-        return attentions
-    convolved = spec.short_conv.layers(read, layers)
-    if all(convolved):
-        raise read.bad("layer_types", "names no layer with attention")
-    return [
-        _short_conv(row, spec.short_conv, read, layer, hidden) if convolved[layer] else attention
-        for layer, attention in enumerate(attentions)
-    ]
+    return with_states(row, read, hidden, attentions)
 
 
 def _shape(spec: AttentionRow, read: ConfigReader, hidden: int) -> tuple[int, int, int]:
@@ -117,7 +108,7 @@ def _attention(
     heads, kv_heads, head_dim = shape
     shared = flag(read, row.attention.shared_values) and not window
     spec, names = row.attention, row.names
-    prefix = names.layer.replace("{l}", str(layer)) + names.attention
+    prefix = names.inside(layer, names.attention)
     q_norm = k_norm = None
     if spec.qk_norm and flag(read, spec.qk_norm_if) and normed:
         q_norm = _head_norm(row, read, prefix + names.q_norm, heads, head_dim)
@@ -187,21 +178,8 @@ def _temperature(spec: AttentionRow, read: ConfigReader, rope: Rope | None) -> T
     return None
 
 
-def _short_conv(
-    row: Family, spec: ShortConvRow, read: ConfigReader, layer: int, hidden: int
-) -> ShortConv:
-    prefix = row.names.layer.replace("{l}", str(layer)) + spec.block
-    length = width(read, spec.length, maximum=MAX_CONV_LENGTH)
-    if length < 2:
-        raise read.bad(spec.length.names[0], "is 1; a convolution of one token has no state")
-    return ShortConv(
-        prefix + spec.input, prefix + spec.kernel, prefix + spec.output,
-        hidden, length, flag(read, spec.bias),
-    )  # fmt: skip
-
-
 def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:
-    prefix = row.names.layer.replace("{l}", str(layer)) + row.names.attention
+    prefix = row.names.inside(layer, row.names.attention)
     rank = read.config.get("q_lora_rank")
     query_rank = read.count("q_lora_rank") if rank is not None else 0
     latent = read.count("kv_lora_rank")
@@ -220,6 +198,11 @@ def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:
     scaled = settings.config.get("rope_type", settings.config.get("type", "default")) != "default"
     if every and scaled and row.attention.scale_by is None:
         scale *= yarn_scale(yarn_factor(settings), every) ** 2
+    latent_scale = 1.0
+    if row.attention.latent_scales:
+        hidden = width(read, row.hidden_size)
+        latent_scale = (hidden / latent) ** 0.5
+        scale *= (hidden / query_rank) ** 0.5 if query_rank else 1.0
     eps = row.latent_norm_eps
     return LatentAttention(
         q="" if query_rank else prefix + "q_proj",
@@ -233,5 +216,5 @@ def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:
         num_heads=read.count("num_attention_heads"),
         q_lora_rank=query_rank, kv_lora_rank=latent, nope_dim=nope, rope_dim=rotary,
         value_dim=read.count("v_head_dim"), scale=float(scale), rope=rope,
-        bias=read.flag("attention_bias", default=False),
+        bias=read.flag("attention_bias", default=False), latent_scale=latent_scale,
     )  # fmt: skip

@@ -29,7 +29,7 @@ def mixture_layers(row: Family, read: ConfigReader, layers: int) -> list[Mixture
 
 
 def _mixture(row: Family, moe: MoeRow, read: ConfigReader, layer: int, layers: int) -> Mixture:
-    prefix = row.names.layer.replace("{l}", str(layer))
+    prefix = row.names.inside(layer)
     block = prefix + moe.block
     experts = width(read, moe.num_experts, maximum=65_536)
     if layers * experts > MAX_EXPERTS:
@@ -65,6 +65,7 @@ def _mixture(row: Family, moe: MoeRow, read: ConfigReader, layer: int, layers: i
         correction=correction,
         num_groups=groups,
         top_groups=top_groups,
+        num_identities=whole(read, moe.identities) if moe.identities else 0,
         group_score=moe.group_score,
         jitter=number(read, moe.jitter) if moe.jitter else 0.0,
         router_norm=_router_norm(row, moe, read, block),

@@ -9,14 +9,17 @@ from edgekit.architecture import (
     Architecture,
     Attention,
     FeedForward,
+    GatedDelta,
     HeadExperts,
     LatentAttention,
     Layer,
     Mixture,
-    Norm,
+    SelectiveScan,
     ShortConv,
     TensorSpec,
 )
+from edgekit.describe_parts import matrix, norm_specs, own
+from edgekit.describe_state_tensors import gated_delta, selective_scan, short_conv
 from edgekit.families import Family, Flat, MoeRow, Separate, Stacked
 from edgekit.stored_parts import Part, Range, rows
 
@@ -25,44 +28,6 @@ def tensor_specs(architecture: Architecture, row: Family) -> Architecture:
     """``architecture`` with its tensors."""
     writer = _Specs(architecture, row)
     return replace(architecture, specs=tuple(writer.all()))
-
-
-def _own(name: str, shape: tuple[int, ...], role: str, layer: int = -1) -> TensorSpec:
-    """A tensor that is stored under its own name."""
-    return TensorSpec(name, shape, role, Part(name, shape), layer)
-
-
-def _norm(norm: Norm | None, layer: int = -1) -> Iterator[TensorSpec]:
-    if norm is not None and norm.weight:
-        yield _own(norm.module + ".weight", (norm.size,), "norm", layer)
-        if norm.bias:
-            yield _own(norm.module + ".bias", (norm.size,), "bias", layer)
-
-
-def _matrix(
-    module: str, out: int, inputs: int, layer: int, bias: bool = False,
-    projection: str = "", source: Part | None = None,
-) -> Iterator[TensorSpec]:  # fmt: skip
-    """Weight and bias of a module; ``source`` is of the weight, the bias has the same rows."""
-    name = module + ".weight"
-    part = source or Part(name, (out, inputs))
-    yield TensorSpec(name, (out, inputs), "linear", part, layer, projection=projection)
-    if bias:
-        stored = part.tensor.removesuffix(".weight") + ".bias"
-        of_bias = Part(stored, part.shape[:1], index=part.index[:1])
-        yield TensorSpec(module + ".bias", (out,), "bias", of_bias, layer)
-
-
-def _short_conv(c: ShortConv, layer: int) -> Iterator[TensorSpec]:
-    """The kernel is stored as [H, 1, length] and read as one row per token that it sees."""
-    size = c.size
-    yield from _matrix(c.input, 3 * size, size, layer, c.bias)
-    name, stored, seen = c.kernel + ".weight", (size, 1, c.length), (size, c.length)
-    part = Part(name, stored, seen, transposed=True)
-    yield TensorSpec(name, (c.length, size), "vector", part, layer)
-    if c.bias:
-        yield _own(c.kernel + ".bias", (size,), "bias", layer)
-    yield from _matrix(c.output, size, size, layer, c.bias)
 
 
 class _Specs:
@@ -76,25 +41,31 @@ class _Specs:
     def all(self) -> Iterator[TensorSpec]:
         """Embedding, layers, final norm, head."""
         shape = (self.a.vocab_size, self.hidden)
-        yield _own(self.a.embedding + ".weight", shape, "embedding")
+        yield own(self.a.embedding + ".weight", shape, "embedding")
         for layer in self.a.layers:
             yield from self._layer(layer)
-        yield from _norm(self.a.final_norm)
+        yield from norm_specs(self.a.final_norm)
         if not self.a.tie_word_embeddings:
-            yield _own(self.a.head + ".weight", shape, "head")
+            yield own(self.a.head + ".weight", shape, "head")
             if self.a.head_bias:
-                yield _own(self.a.head + ".bias", shape[:1], "bias")
+                yield own(self.a.head + ".bias", shape[:1], "bias")
 
     def _layer(self, layer: Layer) -> Iterator[TensorSpec]:
-        yield from _norm(layer.attention_norm, layer.index)
+        yield from norm_specs(layer.attention_norm, layer.index)
         if isinstance(layer.attention, Attention):
             yield from self._attention(layer.attention, layer.index)
         elif isinstance(layer.attention, ShortConv):
-            yield from _short_conv(layer.attention, layer.index)
+            yield from short_conv(layer.attention, layer.index)
+        elif isinstance(layer.attention, SelectiveScan):
+            yield from selective_scan(layer.attention, self.hidden, layer.index)
+        elif isinstance(layer.attention, GatedDelta):
+            assert self.row.attention.gated_delta is not None
+            fused = self.row.attention.gated_delta.fused
+            yield from gated_delta(layer.attention, self.hidden, fused, layer.index)
         else:
             yield from self._latent(layer.attention, layer.index)
-        yield from _norm(layer.attention_post_norm, layer.index)
-        yield from _norm(layer.feed_forward_norm, layer.index)
+        yield from norm_specs(layer.attention_post_norm, layer.index)
+        yield from norm_specs(layer.feed_forward_norm, layer.index)
         if layer.dense:
             yield from self._feed_forward(layer.dense, layer.index, self.row.names.gate_up)
         if layer.mixture:
@@ -103,10 +74,10 @@ class _Specs:
         if layer.beside:
             for norm in (layer.beside.dense_post_norm, layer.beside.mixture_norm,
                          layer.beside.mixture_post_norm):  # fmt: skip
-                yield from _norm(norm, layer.index)
-        yield from _norm(layer.feed_forward_post_norm, layer.index)
+                yield from norm_specs(norm, layer.index)
+        yield from norm_specs(layer.feed_forward_post_norm, layer.index)
         if layer.scalar:
-            yield _own(layer.scalar, (1,), "vector", layer.index)
+            yield own(layer.scalar, (1,), "vector", layer.index)
 
     def _attention(self, a: Attention, layer: int) -> Iterator[TensorSpec]:
         wide, narrow = a.num_heads * a.head_dim, a.num_key_value_heads * a.head_dim
@@ -120,29 +91,39 @@ class _Specs:
         start, total = 0, sum(out for _, out in sizes.values())
         for name, (module, out) in sizes.items():
             source = None
+            if name == "q" and self.row.attention.gate_in_q:
+                source = self._half_of_queries(a, 0)
             if fused:
                 stored = a.k.removesuffix(self.row.names.k) + fused + ".weight"
                 source = rows(stored, (total, self.hidden), start, start + out)
-            yield from _matrix(module, out, self.hidden, layer, a.qkv_bias, name, source)
+            yield from matrix(module, out, self.hidden, layer, a.qkv_bias, name, source)
             start += out
         if a.experts:
             yield from self._head_outputs(a, a.experts, layer)
         else:
-            yield from _matrix(a.o, self.hidden, wide, layer, a.o_bias, "o")
-        yield from _norm(a.q_norm, layer)
-        yield from _norm(a.k_norm, layer)
+            yield from matrix(a.o, self.hidden, wide, layer, a.o_bias, "o")
+        yield from norm_specs(a.q_norm, layer)
+        yield from norm_specs(a.k_norm, layer)
         if a.sinks:
-            yield _own(a.sinks, (a.num_heads,), "vector", layer)
+            yield own(a.sinks, (a.num_heads,), "vector", layer)
         if a.gate:
-            yield from _matrix(a.gate, wide, self.hidden, layer)
+            half = self._half_of_queries(a, 1) if self.row.attention.gate_in_q else None
+            yield from matrix(a.gate, wide, self.hidden, layer, False, "", half)
+
+    def _half_of_queries(self, a: Attention, half: int) -> Part:
+        """Queries (0) or gates (1) of a matrix that has both for a head after another."""
+        heads, start = a.num_heads, half * a.head_dim
+        stored = (2 * heads * a.head_dim, self.hidden)
+        split = (heads, 2 * a.head_dim, self.hidden)
+        return Part(a.q + ".weight", stored, split, ((0, heads, 1), (start, start + a.head_dim, 1)))
 
     def _head_queries(self, a: Attention, e: HeadExperts, layer: int) -> Iterator[TensorSpec]:
         """Router, and the queries of all experts as one matrix; stored as [E, heads * D, H]."""
-        yield _own(e.router + ".weight", (e.num_experts, self.hidden), "vector", layer)
+        yield own(e.router + ".weight", (e.num_experts, self.hidden), "vector", layer)
         wide = a.num_key_value_heads * a.head_dim
         shape = (e.num_experts * wide, self.hidden)
         part = Part(a.q + ".weight", (e.num_experts, wide, self.hidden), shape)
-        yield from _matrix(a.q, *shape, layer, False, "q", part)
+        yield from matrix(a.q, *shape, layer, False, "q", part)
 
     def _head_outputs(self, a: Attention, e: HeadExperts, layer: int) -> Iterator[TensorSpec]:
         """The outputs of all experts side by side in one matrix; stored as [E, H, heads * D]."""
@@ -150,7 +131,7 @@ class _Specs:
         wide = a.num_key_value_heads * a.head_dim
         stored = (e.num_experts, self.hidden, wide)
         part = Part(a.o + ".weight", stored, axes=(1, 0, 2))
-        yield from _matrix(a.o, self.hidden, e.num_experts * wide, layer, False, "o", part)
+        yield from matrix(a.o, self.hidden, e.num_experts * wide, layer, False, "o", part)
         prefix = e.router.removesuffix(self.row.attention.experts.router)
         bias = Part(prefix + self.row.attention.experts.bias, (self.hidden,))
         yield TensorSpec(a.o + ".bias", (self.hidden,), "bias", bias, layer)
@@ -158,15 +139,15 @@ class _Specs:
     def _latent(self, a: LatentAttention, layer: int) -> Iterator[TensorSpec]:
         queries = a.num_heads * (a.nope_dim + a.rope_dim)
         if a.q:
-            yield from _matrix(a.q, queries, self.hidden, layer)
+            yield from matrix(a.q, queries, self.hidden, layer)
         else:
-            yield from _matrix(a.q_a, a.q_lora_rank, self.hidden, layer, a.bias)
-            yield from _norm(a.q_a_norm, layer)
-            yield from _matrix(a.q_b, queries, a.q_lora_rank, layer)
-        yield from _matrix(a.kv_a, a.kv_lora_rank + a.rope_dim, self.hidden, layer, a.bias)
-        yield from _norm(a.kv_a_norm, layer)
+            yield from matrix(a.q_a, a.q_lora_rank, self.hidden, layer, a.bias)
+            yield from norm_specs(a.q_a_norm, layer)
+            yield from matrix(a.q_b, queries, a.q_lora_rank, layer)
+        yield from matrix(a.kv_a, a.kv_lora_rank + a.rope_dim, self.hidden, layer, a.bias)
+        yield from norm_specs(a.kv_a_norm, layer)
         yield from self._key_and_value(a, layer)
-        yield from _matrix(a.o, self.hidden, a.num_heads * a.value_dim, layer, a.bias, "o")
+        yield from matrix(a.o, self.hidden, a.num_heads * a.value_dim, layer, a.bias, "o")
 
     def _key_and_value(self, a: LatentAttention, layer: int) -> Iterator[TensorSpec]:
         """``kv_b``, which has a head's rows of keys, then of values, as one matrix of each.
@@ -190,22 +171,23 @@ class _Specs:
             sources["up"] = rows(stored, shape, f.size, 2 * f.size)
         for name, module in (("gate", f.gate), ("up", f.up)):
             if module:
-                yield from _matrix(module, f.size, self.hidden, layer, f.bias, name, sources[name])
-        yield from _matrix(f.down, self.hidden, f.size, layer, f.bias, "down")
+                yield from matrix(module, f.size, self.hidden, layer, f.bias, name, sources[name])
+        yield from matrix(f.down, self.hidden, f.size, layer, f.bias, "down")
 
     def _mixture(self, m: Mixture, row: MoeRow, layer: int) -> Iterator[TensorSpec]:
-        yield _own(m.router + ".weight", (m.num_experts, self.hidden), "router", layer)
+        choices = m.num_experts + m.num_identities
+        yield own(m.router + ".weight", (choices, self.hidden), "router", layer)
         if m.router_bias:
-            yield _own(m.router + ".bias", (m.num_experts,), "router", layer)
+            yield own(m.router + ".bias", (choices,), "router", layer)
         if m.correction:
-            count = (m.num_experts,)
+            count = (choices,)
             stored = Part(m.correction, (1, *count), count) if row.correction_row else None
             part = stored or Part(m.correction, count)
             yield TensorSpec(m.correction, count, "router", part, layer)
         if m.router_scale:
-            yield _own(m.router_scale, (self.hidden,), "vector", layer)
+            yield own(m.router_scale, (self.hidden,), "vector", layer)
         if m.expert_scale:
-            yield _own(m.expert_scale, (m.num_experts,), "router", layer)
+            yield own(m.expert_scale, (m.num_experts,), "router", layer)
         block = self._block(row, layer)
         for projection, _ in m.expert_names:
             for e in range(m.num_experts):
@@ -214,14 +196,14 @@ class _Specs:
                 for e in range(m.num_experts):
                     yield self._expert_bias(row.experts, m, block, layer, e, projection)
         if m.output_bias:
-            yield _own(m.output_bias, (self.hidden,), "bias", layer)
+            yield own(m.output_bias, (self.hidden,), "bias", layer)
         if m.shared:
             yield from self._feed_forward(m.shared, layer, row.shared_gate_up)
         if m.shared_gate:
-            yield _own(m.shared_gate + ".weight", (1, self.hidden), "vector", layer)
+            yield own(m.shared_gate + ".weight", (1, self.hidden), "vector", layer)
 
     def _block(self, row: MoeRow, layer: int) -> str:
-        return self.row.names.layer.replace("{l}", str(layer)) + row.block
+        return self.row.names.inside(layer, row.block)
 
     def _expert(
         self, experts: Separate | Stacked | Flat, m: Mixture, block: str, layer: int, e: int,

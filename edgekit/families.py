@@ -59,6 +59,12 @@ class Names:
     up: str = "up_proj"
     down: str = "down_proj"
     gate_up: str = ""  # stored as one matrix: rows of gate, then up
+    parts: int = 1  # layers of the graph in one of the checkpoint; {s} in a name counts them
+
+    def inside(self, layer: int, name: str = "") -> str:
+        """``name`` inside a layer of the graph, from the root."""
+        whole, part = divmod(layer, self.parts)
+        return (self.layer + name).replace("{l}", str(whole)).replace("{s}", str(part))
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,27 @@ class ShortConvRow:
     output: str = "out_proj"
     length: Key = key("conv_L_cache", default=3)
     bias: bool | Key = key("conv_bias", default=False)
+
+
+@dataclass(frozen=True)
+class GatedDeltaRow:
+    """Layers with a gated delta rule in the attention's place; the rest is named alike so far.
+
+    ``fused`` stores q, k, v, z of a key head after another, and b and a likewise; otherwise q, k
+    and v are one matrix.
+    """
+
+    layers: Pattern
+    fused: bool
+    block: str = "linear_attn."
+
+
+@dataclass(frozen=True)
+class SelectiveScanRow:
+    """Layers with a selective state space in the attention's place; the rest is named alike."""
+
+    layers: Pattern
+    block: str = "mamba."
 
 
 @dataclass(frozen=True)
@@ -117,7 +144,11 @@ class AttentionRow:
     rope_theta: float = 10_000.0  # unless the config says
     rope_by_type: bool = False  # windowed layers have rotary positions of their own
     latent: bool = False
+    latent_scales: bool = False  # of queries and latents, for the rank that they come from
     experts: HeadsRow | None = None
+    gate_in_q: bool = False  # a head's rows of q are followed by those of its gate
+    gated_delta: GatedDeltaRow | None = None
+    selective_scan: SelectiveScanRow | None = None
     short_conv: ShortConvRow | None = None
     temperature: str = ""  # "llama4" or "rope"
 
@@ -191,6 +222,8 @@ class MoeRow:
     shared_gate: str = ""  # module in the block
     sparse: Pattern | None = None  # None: every layer
     beside: tuple[str, ...] = ()  # norms in the layer, if it has a dense part as well
+    shortcut: bool = False  # added after the layer that follows
+    identities: Key | None = None  # how many experts give their input back
     shrinks: bool = True  # whether experts can be left out
 
 

@@ -10,16 +10,25 @@ from edgekit.errors import BadInputError
 from edgekit.families import (
     AttentionRow,
     Family,
+    GatedDeltaRow,
     HeadsRow,
     MoeRow,
     Names,
+    SelectiveScanRow,
     Separate,
     ShortConvRow,
     Stacked,
     key,
 )
 from edgekit.family_parts import GRANITE, GRANITE_MOE, GRANITE_SCALES, LLAMA, SANDWICH
-from edgekit.layer_patterns import convolved_where_listed, listed, sparse_from, windowed_but_every
+from edgekit.layer_patterns import (
+    convolved_where_listed,
+    linear_where_listed,
+    listed,
+    sparse_by_step,
+    sparse_from,
+    windowed_but_every,
+)
 
 
 def _lfm2_width(read: ConfigReader) -> int:
@@ -49,16 +58,14 @@ LFM2: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _check_granite(read: ConfigReader, layers: int) -> None:
-    """Kinds of layers; transformers takes a config that names none for one of Mamba throughout."""
+def _granite_scans(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """``layer_types`` "mamba"; transformers takes a config that names none for Mamba throughout."""
     name = "layers_block_type" if "layers_block_type" in read.config else "layer_types"
     types = listed(read, name, layers, str) or ["mamba"] * layers
-    if set(types) != {"attention"}:
-        raise BadInputError(
-            f"{read.source}: {name} has {', '.join(sorted(set(map(str, types))))} layers, and the "
-            "recurrent state of Mamba is not written into a graph yet; choose a Granite model "
-            "with attention in all layers, such as granite-4.0-micro"
-        )
+    for kind in types:
+        if kind not in ("mamba", "attention"):
+            raise read.bad(name, f"has {kind!r} layers, which this family lacks")
+    return tuple(kind == "mamba" for kind in types)
 
 
 def _granite_rotated(read: ConfigReader, layers: int) -> tuple[bool, ...]:
@@ -94,6 +101,39 @@ def _gemma4_sparse(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     return (read.flag("enable_moe_block", default=False),) * layers
 
 
+def _check_qwen3_next(read: ConfigReader, layers: int) -> None:
+    if read.flag("attention_bias", default=False):
+        raise read.bad("attention_bias", "is true, and these projections have no bias here")
+
+
+QWEN3_NEXT: dict[str, Any] = {
+    "attention": AttentionRow(
+        qk_norm="head", rope_factor=0.25, gate="gate_proj", gate_in_q=True,
+        gated_delta=GatedDeltaRow(linear_where_listed, fused=True)),
+    "moe": MoeRow(
+        normalize=key("norm_topk_prob", default=True), sparse=sparse_by_step,
+        shared="mlp.shared_expert.", shared_gate="shared_expert_gate",
+        shared_width=(key("shared_expert_intermediate_size", default=512),)),
+    "unit_offset": True,
+    "context": key("max_position_embeddings", default=32_768),
+    "ignored": (r"mtp\..*", r"model\.visual\..*"),
+    "check": _check_qwen3_next,
+    "runtimes": ("openvino",),
+}  # fmt: skip
+QWEN3_5: dict[str, Any] = {
+    **QWEN3_NEXT,
+    "names": Names(
+        embedding="model.language_model.embed_tokens", layer="model.language_model.layers.{l}.",
+        final_norm="model.language_model.norm"),
+    "attention": replace(
+        QWEN3_NEXT["attention"], gated_delta=GatedDeltaRow(linear_where_listed, fused=False)),
+}  # fmt: skip
+
+
+def _first_of_two(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    return tuple(i % 2 == 0 for i in range(layers))
+
+
 HYBRIDS = (
     Family("lfm2", "Lfm2ForCausalLM", width=_lfm2_width, **LFM2),
     Family("lfm2_moe", "Lfm2MoeForCausalLM",
@@ -122,6 +162,12 @@ HYBRIDS = (
            logit_soft_cap=key("final_logit_softcapping", default=0.0), embedding_scale="sqrt",
            tied=True, layer_scalar="layer_scalar", check=_check_gemma4, runtimes=("openvino",),
            note="without inputs per layer and without layers that share keys and values"),
+    Family("qwen3_next", "Qwen3NextForCausalLM", **QWEN3_NEXT),
+    Family("qwen3_5_text", "Qwen3_5ForCausalLM", **{**QWEN3_5, "moe": None}),
+    Family("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM",
+           **{**QWEN3_5, "moe": replace(
+               QWEN3_5["moe"], normalize=True, sparse=None,
+               experts=Stacked("experts.gate_up_proj", "experts.down_proj"))}),
     Family("jetmoe", "JetMoeForCausalLM",
            names=Names(attention="self_attention.", q="experts.input_linear",
                        o="experts.output_linear", kv="kv_proj"),
@@ -133,15 +179,32 @@ HYBRIDS = (
            final_norm_eps=key("rms_norm_eps", default=1e-6), tied=True,
            note="the queries and outputs of all attention experts are computed, not only of the "
            "chosen"),
+    Family("longcat_flash", "LongcatFlashForCausalLM",
+           names=Names(attention_norm="input_layernorm.{s}", attention="self_attn.{s}.",
+                       feed_forward_norm="post_attention_layernorm.{s}",
+                       feed_forward="mlps.{s}.", parts=2),
+           attention=AttentionRow(latent=True, latent_scales=True, interleaved=True,
+                                  rope_theta=1e7),
+           moe=MoeRow(router="router.classifier", num_experts=key("n_routed_experts"),
+                      identities=key("zero_expert_num", default=256), top_k=key("moe_topk"),
+                      width=key("expert_ffn_hidden_size"), normalize=False,
+                      scaling=key("routed_scaling_factor", default=6.0),
+                      correction="router.e_score_correction_bias", shortcut=True,
+                      sparse=_first_of_two, shrinks=False),
+           layers=key("num_layers"), width=key("ffn_hidden_size"),
+           norm_eps=key("rms_norm_eps", default=1e-5),
+           ignored=(r"model\.mtp\..*",
+                    r"model\.layers\.\d+\.mlp\.experts\.({identities})\.(gate|up)_proj\.weight"),
+           note="where a token's experts include identities, others are computed with gate 0"),
     Family("granitemoehybrid", "GraniteMoeHybridForCausalLM",
            names=Names(feed_forward="shared_mlp.", gate_up="input_linear", down="output_linear"),
-           attention=replace(GRANITE, rotated=_granite_rotated),
+           attention=replace(GRANITE, rotated=_granite_rotated,
+                             selective_scan=SelectiveScanRow(_granite_scans)),
            moe=replace(GRANITE_MOE, shared="shared_mlp.", shared_gate_up="input_linear",
                        shared_names=("gate_proj", "up_proj", "output_linear"),
                        shared_width=(key("shared_intermediate_size", default=1024),),
                        sparse=_granite_sparse),
            width=key("shared_intermediate_size", default=1024), dense_type="granite",
-           check=_check_granite,
-           note="with attention in all layers; those with Mamba layers are refused",
+           note="ONNX only with attention in all layers",
            **GRANITE_SCALES),
 )  # fmt: skip

@@ -108,6 +108,18 @@ def rotated_where_windowed(windowed: Pattern) -> Pattern:
     return pattern
 
 
+def linear_where_listed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """Qwen3-Next: ``layer_types``, or all but every ``full_attention_interval``-th layer."""
+    types = listed(read, "layer_types", layers, str)
+    if types is not None:
+        for kind in types:
+            if kind not in ("linear_attention", "full_attention"):
+                raise read.bad("layer_types", f"has {kind!r} layers, which this family lacks")
+        return tuple(kind == "linear_attention" for kind in types)
+    every = read.count("full_attention_interval", default=4)
+    return tuple((i + 1) % every != 0 for i in range(layers))
+
+
 def convolved_where_listed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """LFM2: ``layer_types`` "conv", or all layers that ``full_attn_idxs`` leaves out."""
     types = listed(read, "layer_types", layers, str)

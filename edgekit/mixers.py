@@ -115,7 +115,8 @@ class LatentAttention:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
     Queries come from ``q`` or, compressed, from ``q_a``, ``q_a_norm``, ``q_b``. The cache holds the
-    normalized latent [kv_lora_rank] and the rotated shared key [rope_dim] of each token.
+    normalized latent [kv_lora_rank], times ``latent_scale``, and the rotated shared key [rope_dim]
+    of each token.
     """
 
     q: str
@@ -135,6 +136,7 @@ class LatentAttention:
     scale: float
     rope: Rope
     bias: bool = False
+    latent_scale: float = 1.0
 
     @property
     def cache_values(self) -> int:
@@ -163,4 +165,100 @@ class ShortConv:
         return 0
 
 
-Mixer = Attention | LatentAttention | ShortConv
+@dataclass(frozen=True)
+class GatedDelta:
+    """A gated delta rule (arXiv 2412.06464) after a short convolution of q, k and v.
+
+    With unit q and k, a state S [heads, key_dim, value_dim] that fades by exp(g) learns that k
+    means v: ``S += k (v - S^T k) sigmoid(b)``, and tells ``S^T q / sqrt(key_dim)``, which is
+    normalized and gated with silu(z). g is ``-exp(decay) softplus(a + decay_bias)``. Every key head
+    serves ``num_value_heads / num_key_heads`` heads.
+    """
+
+    q: str
+    k: str
+    v: str
+    z: str
+    a: str
+    b: str
+    kernel: str
+    decay: str
+    decay_bias: str
+    norm: Norm
+    output: str
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    length: int  # of the convolution
+
+    @property
+    def key_size(self) -> int:
+        """Width of queries and of keys."""
+        return self.num_key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        """Width of values and of the output."""
+        return self.num_value_heads * self.value_dim
+
+    @property
+    def conv_size(self) -> int:
+        """Channels of the convolution: queries, keys and values."""
+        return 2 * self.key_size + self.value_size
+
+    @property
+    def cache_values(self) -> int:
+        """Values that the cache keeps of one token: its states do not grow."""
+        return 0
+
+
+@dataclass(frozen=True)
+class SelectiveScan:
+    """A selective state space (Mamba-2, arXiv 2405.21060) after a short convolution of x, B and C.
+
+    A state S [heads, head_dim, state_size] fades by exp(-exp(decay) dt), takes in ``dt x B`` and
+    tells ``S C + skip x``; dt is ``softplus(dt + decay_bias)`` within ``step_limits``. The result
+    times silu(z) is normalized. ``groups`` of heads share B and C, as ``x`` projects them with x.
+    """
+
+    z: str
+    x: str
+    dt: str
+    kernel: str
+    decay: str
+    decay_bias: str
+    skip: str
+    norm: Norm
+    output: str
+    num_heads: int
+    head_dim: int
+    groups: int
+    state_size: int
+    length: int  # of the convolution
+    step_limits: tuple[float, float]
+    conv_bias: bool = False
+    bias: bool = False
+
+    @property
+    def size(self) -> int:
+        """Width of x and of the output."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def group_size(self) -> int:
+        """Width of B and of C."""
+        return self.groups * self.state_size
+
+    @property
+    def conv_size(self) -> int:
+        """Channels of the convolution: x, B and C."""
+        return self.size + 2 * self.group_size
+
+    @property
+    def cache_values(self) -> int:
+        """Values that the cache keeps of one token: its states do not grow."""
+        return 0
+
+
+Mixer = Attention | LatentAttention | ShortConv | GatedDelta | SelectiveScan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MAMBA = "its layers keep the recurrent state of a selective scan (Mamba), which no graph writes yet"
+MAMBA = "its layers keep the state of a selective scan (Mamba) in a form that no graph writes yet"
 DELTA = "its layers keep the recurrent state of a gated delta rule, which no graph writes yet"
 
 REFUSED: dict[str, str] = {
@@ -16,16 +16,12 @@ REFUSED: dict[str, str] = {
     "gemma3n_text": "its layers mix several residual streams (AltUp) and read embeddings of "
     "their own, which no graph writes yet",
     "jamba": MAMBA,
-    "longcat_flash": "its mixture skips over a second attention, which no graph writes yet",
     "mamba": MAMBA,
     "mamba2": MAMBA,
     "minimax": "its layers keep the recurrent state of a linear attention (Lightning Attention), "
     "which no graph writes yet",
     "nemotron_h": MAMBA,
     "olmo_hybrid": DELTA,
-    "qwen3_5_moe_text": DELTA,
-    "qwen3_5_text": DELTA,
-    "qwen3_next": DELTA,
     "recurrent_gemma": "its layers keep the state of a gated linear recurrence (RG-LRU), which no "
     "graph writes yet",
     "rwkv": "its layers keep the recurrent state of a time mix, which no graph writes yet",

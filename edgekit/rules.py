@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgekit.architecture import Architecture, ShortConv
+from edgekit.architecture import Architecture, GatedDelta, SelectiveScan
 from edgekit.errors import BadInputError
 from edgekit.layout import misfit
 from edgekit.scheme import Scheme
@@ -74,6 +74,11 @@ def _block_misfit(architecture: Architecture, scheme: Scheme) -> bool:
     )
 
 
+def _unwritten_states(architecture: Architecture, scheme: Scheme) -> bool:
+    states = (GatedDelta, SelectiveScan)
+    return any(isinstance(layer.attention, states) for layer in architecture.layers)
+
+
 def _foreign_activation(architecture: Architecture, scheme: Scheme) -> bool:
     return architecture.moe is not None and architecture.moe.activation not in ("silu", "clamped")
 
@@ -104,6 +109,12 @@ RULES: tuple[Rule, ...] = (
         "compressed-tensors pack-quantized layout",
     ),
     Rule(
+        "onnx-states", ONNX, _unwritten_states,
+        "the ONNX graph has no recurrent states (Mamba, gated delta rule)",
+        "compile for openvino-cpu or openvino-gpu",
+        "edgekit inspect --families",
+    ),
+    Rule(
         "onnx-activation", ONNX, _foreign_activation,
         "ONNX Runtime's experts multiply with a SiLU gate only",
         "compile for openvino-cpu or openvino-gpu",
@@ -117,9 +128,9 @@ RULES: tuple[Rule, ...] = (
         "compiler 8.4 of OpenVINO 2026.4.1, asked offline: docs/npu.md",
     ),
     Rule(
-        "npu-states", NPU, lambda a, s: any(isinstance(m.attention, ShortConv) for m in a.layers),
+        "npu-states", NPU, lambda a, s: len(a.attentions) < len(a.layers),
         "the NPU's language-model path knows keys and values only, and this model has "
-        "convolution states too",
+        "states of another kind too",
         "compile for openvino-cpu or openvino-gpu",
         "OpenVINO GenAI NPU guide",
     ),

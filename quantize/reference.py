@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.architecture import TensorSpec
+from edgekit.architecture import Architecture, TensorSpec
 from edgekit.atomic import write_json
-from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config, write_checkpoint
+from edgekit.checkpoint import INDEX, WEIGHTS, copy_tokenizer, read_config, write_checkpoint
 from edgekit.describe import describe
 from edgekit.family_table import FAMILIES
 from edgekit.progress import Progress
@@ -37,7 +37,33 @@ def dequantized_checkpoint(quantized: Path, out: Path, progress: Progress) -> No
         total = len(describe(config).tensors())
         with progress.task("dequantize", total) as task:
             write_checkpoint(out, config, tensor, "F32", task.advance)
+    _add_identities(out, describe(config))
     copy_tokenizer(quantized, out)
+
+
+def _add_identities(out: Path, architecture: Architecture) -> None:
+    """A second shard with what transformers 5.5 wants of experts that give their input back.
+
+    It has rows of gate and up for them, which it never reads.
+    """
+    mixtures = [layer.mixture for layer in architecture.layers if layer.mixture]
+    unused = [
+        TensorInfo(m.expert(m.num_experts + i, projection) + ".weight", "F32", shape)
+        for m in mixtures
+        for i in range(m.num_identities)
+        for projection in ("gate", "up")
+        for shape in [(m.intermediate_size, architecture.hidden_size)]
+    ]
+    if not unused:
+        return
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    (out / WEIGHTS).rename(out / first)
+    with TensorFileWriter(out / second, unused, {"format": "pt"}) as writer:
+        for info in unused:
+            writer.write(info.name, np.zeros(info.shape, np.float32))
+    names = {spec.source.tensor: first for spec in architecture.tensors()}
+    weight_map = names | {info.name: second for info in unused}
+    write_json(out / INDEX, {"metadata": {}, "weight_map": weight_map})
 
 
 def transformers_checkpoint(quantized: Path, out: Path, progress: Progress) -> None:

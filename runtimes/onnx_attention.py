@@ -226,7 +226,8 @@ def latent_attention(p: Positions, x: str, a: LatentAttention, layer: int, prefi
     latent, shared = prefix + "latent", prefix + "shared"
     compressed = m.linear(x, a.kv_a)
     b.node("Split", [compressed, b.ints(a.kv_lora_rank, a.rope_dim)], [latent, shared], axis=-1)
-    keys = b.node("Concat", [shared, m.norm(latent, a.kv_a_norm)], prefix + "keys", axis=-1)
+    normed = m.scaled(m.norm(latent, a.kv_a_norm), a.latent_scale)
+    keys = b.node("Concat", [shared, normed], prefix + "keys", axis=-1)
     inputs = [queries, keys, keys, *_cache("past_key_values", layer), "seqlens_k",
               "total_sequence_length", *p.rotary(a.rope)]  # fmt: skip
     y = b.node(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekit.architecture import Architecture, Attention, Layer, Norm, ShortConv
+from edgekit.architecture import Architecture, Attention, LatentAttention, Layer, Norm, ShortConv
 from edgekit.atomic import write_json
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
@@ -61,6 +61,7 @@ class _Decoder:
         self.b = matrices.b
         self.a = architecture
         self.positions = Positions(matrices, architecture.context_length)
+        self.shortcut = ""  # a mixture to be added after the next layer
 
     def build(self) -> bytes:
         """The serialized model with inputs and outputs as ONNX Runtime GenAI names them."""
@@ -118,6 +119,7 @@ class _Decoder:
     def _layer(self, layer: Layer, residual: str, update: str) -> tuple[str, str]:
         """One layer on the sum of ``residual`` and ``update``; returns the next two."""
         m, prefix = self.m, f"layers.{layer.index}."
+        shortcut, self.shortcut = self.shortcut, ""
         x, residual = self._norm(residual, update, layer.attention_norm, prefix + "sum")
         y = self._mixed(x, layer, prefix)
         y = m.scaled(m.norm(y, layer.attention_post_norm), layer.residual_scale)
@@ -126,18 +128,26 @@ class _Decoder:
             residual = self.b.node("Add", [residual, y], prefix + "attended")
         else:
             given, residual = self._norm(residual, y, layer.feed_forward_norm, prefix + "attended")
-        if layer.mixture:
-            y = mixture(m, given, self.a.hidden_size, layer.mixture)
-        else:
-            assert layer.dense is not None
-            y = m.feed_forward(given, layer.dense)
+        y = self._fed_forward(given, layer)
+        if shortcut:
+            residual = self.b.node("Add", [residual, shortcut], prefix + "shortcut")
         return residual, m.scaled(m.norm(y, layer.feed_forward_post_norm), layer.residual_scale)
+
+    def _fed_forward(self, x: str, layer: Layer) -> str:
+        m = self.m
+        if layer.mixture and not layer.shortcut:
+            return mixture(m, x, self.a.hidden_size, layer.mixture)
+        if layer.mixture:
+            self.shortcut = mixture(m, x, self.a.hidden_size, layer.mixture)
+        assert layer.dense is not None
+        return m.feed_forward(x, layer.dense)
 
     def _mixed(self, x: str, layer: Layer, prefix: str) -> str:
         if isinstance(layer.attention, Attention):
             return attention(self.positions, x, layer.attention, layer.index, prefix)
         if isinstance(layer.attention, ShortConv):
             return short_conv(self.positions, x, layer.attention, layer.index, prefix)
+        assert isinstance(layer.attention, LatentAttention)  # the rules let no other come here
         return latent_attention(self.positions, x, layer.attention, layer.index, prefix)
 
     def _norm(

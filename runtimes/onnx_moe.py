@@ -36,12 +36,16 @@ def mixture(m: Matrices, x: str, hidden_size: int, moe: Mixture) -> str:
     weight = b.floats(router + ".weight")
     logits = b.node("Gemm", [flat, weight, *bias], router + ".logits", transB=1)
     plain = moe.scoring == "softmax" and not moe.correction and moe.num_groups == 1
+    plain = plain and not moe.num_identities
     if plain and moe.scaling == 1.0 and not moe.normalize_epsilon:
         y = _softmax_routed(m, x, logits, moe)
     else:
         gates, factor = _gates(m, logits, moe)
         y = _given(m, m.b.node("Mul", [x, _like_x(m, factor, x)], x + ".scaled")
                    if factor else x, gates, moe)  # fmt: skip
+    if moe.num_identities:
+        back = b.node("Mul", [x, _like_x(m, router + ".given_back", x)], router + ".identity")
+        y = b.node("Add", [y, back], router + ".with_identity")
     if moe.output_bias:
         y = b.node("Add", [y, b.floats(moe.output_bias)], router + ".biased")
     if moe.shared is None:
@@ -199,7 +203,13 @@ def _gates(m: Matrices, logits: str, moe: Mixture) -> tuple[str, str]:
             chosen = b.node("GatherElements", [scores, indices], router + ".chosen", axis=1)
         chosen = _normalized(m, chosen, moe)
     zeros = b.node("Mul", [logits, b.real(0.0)], router + ".zeros")
-    return b.node("ScatterElements", [zeros, indices, chosen], router + ".gates", axis=1), factor
+    gates = b.node("ScatterElements", [zeros, indices, chosen], router + ".gates", axis=1)
+    if moe.num_identities:
+        parts = [router + ".of_experts", router + ".of_identities"]
+        b.node("Split", [gates, b.ints(moe.num_experts, moe.num_identities)], parts, axis=1)
+        b.node("ReduceSum", [parts[1], b.ints(1)], router + ".given_back", keepdims=1)
+        gates = parts[0]
+    return gates, factor
 
 
 def _top_k(m: Matrices, x: str, k: int, name: str) -> tuple[str, str]:

@@ -249,6 +249,7 @@ def latent_attention(c: Context, x: Node, a: LatentAttention, layer: int) -> Nod
     q = op.concat([turned, plain], -1)
     compressed = b.heads_first(b.heads(b.linear(x, a.kv_a), 1, a.kv_lora_rank + a.rope_dim))
     latent = b.norm(_columns(b, compressed, 0, a.kv_lora_rank), a.kv_a_norm, rank=4)
+    latent = b.scaled(latent, a.latent_scale)
     shared = _rotate(c, _columns(b, compressed, a.kv_lora_rank, END), a.rope, a.rope_dim)
     keys = op.concat([shared, latent], -1)
     size = a.kv_lora_rank + a.rope_dim

@@ -19,44 +19,45 @@ def short_conv(c: Context, x: Node, s: ShortConv, layer: int) -> Node:
     projected = b.linear(op.multiply(x, c.given()), s.input)
     parts = op.variadic_split(projected, b.scalar(2), b.ints(s.size, s.size, s.size))
     product = op.multiply(parts.output(0), parts.output(2))
-    y = op.multiply(parts.output(1), _convolved(c, product, s, layer))
+    y = op.multiply(parts.output(1), convolved(c, product, s.kernel, s.size, s.length, layer))
     return b.linear(y, s.output)
 
 
-def _convolved(c: Context, x: Node, s: ShortConv, layer: int) -> Node:
-    """Each channel of x [B, T, H] over the current token and those before it.
+def convolved(c: Context, x: Node, kernel: str, size: int, length: int, layer: int) -> Node:
+    """Each channel of x [B, T, size] over the current token and the ``length - 1`` before it.
 
     A sum of shifted products: with the state in front, the tokens at distance ``d`` from the
     current ones are the same columns for any number of tokens.
     """
-    b, past = c.blocks, s.length - 1
-    variable = _variable(s, layer)
-    seen = op.concat([_state(c, s, variable), x], 1)
-    kernel = b.pool.floats(s.kernel + ".weight", (s.length, 1, 1, s.size))
+    b, past = c.blocks, length - 1
+    name = f"cache_params.past.conv.{layer}cache_params.present.conv.{layer}"
+    variable = new_variable(name, [-1, past, size])
+    seen = op.concat([state(c, variable, [past, size]), x], 1)
+    weights = b.pool.floats(kernel + ".weight", (length, 1, 1, size))
     y = None
-    for row in range(s.length):
+    for row in range(length):
         stop = row - past if row < past else END
         tokens = op.slice(seen, b.ints(row), b.ints(stop), b.ints(1), b.ints(1))
-        product = op.multiply(tokens, op.gather(kernel, b.scalar(row), b.scalar(0)))
+        product = op.multiply(tokens, op.gather(weights, b.scalar(row), b.scalar(0)))
         y = product if y is None else op.add(y, product)
-    if s.bias:
-        y = op.add(y, b.pool.floats(s.kernel + ".bias", (1, 1, s.size)))
+    if kernel + ".bias" in b.specs:
+        y = op.add(y, b.pool.floats(kernel + ".bias", (1, 1, size)))
     last = op.slice(seen, b.ints(-past), b.ints(END), b.ints(1), b.ints(1))
     c.sinks.append(op6.assign(last, variable))
     return y
 
 
-def _state(c: Context, s: ShortConv, variable: Variable) -> Node:
-    """The products before the given tokens [B, length - 1, H], of the beams that go on."""
+def state(c: Context, variable: Variable, sizes: list[int]) -> Node:
+    """What a layer remembers of the beams that go on [B, *sizes]; zeros at first."""
     b = c.blocks
-    shape = op.concat([c.batch, b.ints(s.length - 1, s.size)], 0)
-    empty = op.broadcast(b.scalar(0.0, F32), shape)
+    empty = op.broadcast(b.scalar(0.0, F32), op.concat([c.batch, b.ints(*sizes)], 0))
     return op.gather(op6.read_value(empty, variable), c.beam, b.scalar(0))
 
 
-def _variable(s: ShortConv, layer: int) -> Variable:
+def new_variable(name: str, shape: list[int]) -> Variable:
+    """A variable of the model's state."""
     info = VariableInfo()
-    info.data_shape = ov.PartialShape([-1, s.length - 1, s.size])
+    info.data_shape = ov.PartialShape(shape)
     info.data_type = ov.Type.f32
-    info.variable_id = f"cache_params.past.conv.{layer}cache_params.present.conv.{layer}"
+    info.variable_id = name
     return Variable(info)

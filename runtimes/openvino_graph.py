@@ -15,15 +15,24 @@ from pathlib import Path
 import openvino as ov
 from openvino import opset13 as op
 
-from edgekit.architecture import Architecture, Attention, Layer, ShortConv
+from edgekit.architecture import (
+    Architecture,
+    Attention,
+    GatedDelta,
+    Layer,
+    SelectiveScan,
+    ShortConv,
+)
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.errors import EdgekitError
 from edgekit.runtimes.openvino_attention import Context, attention, latent_attention
 from edgekit.runtimes.openvino_constants import ConstantPool, Node
 from edgekit.runtimes.openvino_conv import short_conv
+from edgekit.runtimes.openvino_delta import gated_delta
 from edgekit.runtimes.openvino_moe import mixture
 from edgekit.runtimes.openvino_ops import Blocks
+from edgekit.runtimes.openvino_scan import selective_scan
 from edgekit.scheme import CONSTANTS, read_scheme
 
 GRAPH = Path("openvino") / "openvino_model.xml"
@@ -90,6 +99,7 @@ class _Decoder:
         batch = op.gather(shape, blocks.ints(0), blocks.scalar(0))
         length = op.gather(shape, blocks.ints(1), blocks.scalar(0))
         self.context = Context(blocks, mask, positions, beam, batch, length)
+        self.shortcut: Node | None = None  # a mixture to be added after the next layer
 
     def build(self) -> ov.Model:
         """The model with its four inputs and ``logits`` [B, T, vocab_size]."""
@@ -112,6 +122,7 @@ class _Decoder:
 
     def _layer(self, x: Node, layer: Layer) -> Node:
         b, scale = self.b, layer.residual_scale
+        shortcut, self.shortcut = self.shortcut, None
         h = b.norm(x, layer.attention_norm)
         y = self._mixed(h, layer)
         y = b.scaled(b.norm(y, layer.attention_post_norm), scale)
@@ -122,6 +133,8 @@ class _Decoder:
             h = b.norm(x, layer.feed_forward_norm)
         y = self._fed_forward(h, after, layer)
         x = op.add(after, b.scaled(b.norm(y, layer.feed_forward_post_norm), scale))
+        if shortcut is not None:
+            x = op.add(x, shortcut)
         return op.multiply(x, b.pool.floats(layer.scalar, (1, 1, 1))) if layer.scalar else x
 
     def _mixed(self, h: Node, layer: Layer) -> Node:
@@ -129,12 +142,19 @@ class _Decoder:
             return attention(self.context, h, layer.attention, layer.index)
         if isinstance(layer.attention, ShortConv):
             return short_conv(self.context, h, layer.attention, layer.index)
+        if isinstance(layer.attention, SelectiveScan):
+            return selective_scan(self.context, h, layer.attention, layer.index)
+        if isinstance(layer.attention, GatedDelta):
+            return gated_delta(self.context, h, layer.attention, layer.index)
         return latent_attention(self.context, h, layer.attention, layer.index)
 
     def _fed_forward(self, h: Node, x: Node, layer: Layer) -> Node:
         """The dense part, the mixture, or both; h is the normalized x."""
         b = self.b
         if layer.mixture is None:
+            return self._dense(h, layer)
+        if layer.shortcut:
+            self.shortcut = mixture(b, h, layer.mixture)
             return self._dense(h, layer)
         if layer.beside is None:
             return mixture(b, h, layer.mixture)

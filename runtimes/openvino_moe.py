@@ -21,7 +21,11 @@ def mixture(b: Blocks, x: Node, m: Mixture, before: Node | None = None) -> Node:
     routed = flat
     if m.router_norm and before is not None:
         routed = _normed_for_router(b, op.reshape(before, b.ints(-1, hidden), False), m)
-    chosen, indices, factor = _route(b, routed, m)
+    if m.num_identities:
+        chosen, indices, given_back = _route_with_identities(b, routed, m)
+        factor = None
+    else:
+        chosen, indices, factor = _route(b, routed, m)
     if m.expert_scale:
         scales = b.pool.floats(m.expert_scale)
         chosen = op.multiply(chosen, op.gather(scales, indices, b.scalar(0)))
@@ -38,6 +42,8 @@ def mixture(b: Blocks, x: Node, m: Mixture, before: Node | None = None) -> Node:
     gates = op.reshape(_scattered(b, flat, chosen, indices, m), b.ints(count, -1), False)
     weighted = op.multiply(y, op.unsqueeze(gates, b.scalar(-1)))
     y = op.reshape(op.reduce_sum(weighted, b.ints(0), False), shape, False)
+    if m.num_identities:
+        y = op.add(y, op.reshape(op.multiply(flat, given_back), shape, False))
     if m.output_bias:
         y = op.add(y, b.pool.floats(m.output_bias, (1, 1, hidden)))
     if m.shared is None:
@@ -97,6 +103,32 @@ def _route(b: Blocks, flat: Node, m: Mixture) -> tuple[Node, Node, Node | None]:
     indices = top.output(1)
     chosen = op.gather_elements(scores, indices, 1) if m.correction else top.output(0)
     return _normalized(b, chosen, m), indices, None
+
+
+def _route_with_identities(b: Blocks, flat: Node, m: Mixture) -> tuple[Node, Node, Node]:
+    """Gates [T, k], experts [T, k], and the gate [T, 1] of experts that give their input back.
+
+    The best k of the experts alone begin with those among the best k of all, in the same order; the
+    others get the gate 0. So the sparse operation sees k different experts, and only such.
+    """
+    logits = op.matmul(flat, b.pool.floats(m.router + ".weight"), False, True)
+    scores = op.softmax(logits, -1)
+    choice = scores
+    if m.correction:
+        count = m.num_experts + m.num_identities
+        choice = op.add(scores, b.pool.floats(m.correction, (1, count)))
+    best = _top_k(b, choice, m.num_experts_per_tok).output(1)
+    real = op.less(best, b.scalar(m.num_experts))
+    gates = b.scaled(op.gather_elements(scores, best, 1), m.scaling)
+    given_back = op.reduce_sum(op.select(real, b.real(0.0), gates), b.ints(1), True)
+    how_many = op.reduce_sum(op.convert(real, "i64"), b.ints(1), True)
+    experts = op.slice(choice, b.ints(0), b.ints(m.num_experts), b.ints(1), b.ints(1))
+    indices = _top_k(b, experts, m.num_experts_per_tok).output(1)
+    ranks = b.pool.value([list(range(m.num_experts_per_tok))], "int64")
+    chosen = op.select(
+        op.less(ranks, how_many), op.gather_elements(scores, indices, 1), b.real(0.0)
+    )
+    return b.scaled(chosen, m.scaling), indices, given_back
 
 
 def _top_k(b: Blocks, x: Node, k: int) -> Node:

@@ -40,6 +40,12 @@ GEMMA = {"query_pre_attn_scalar": 24, "tie_word_embeddings": True, **WINDOW, **E
 CONVOLVED = {
     "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3,
 }  # fmt: skip
+LINEAR = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32,
+    "linear_value_head_dim": 16, "head_dim": 64,
+}  # fmt: skip
 GRANITE = {
     "attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 3.0,
     "logits_scaling": 2.0,
@@ -85,6 +91,7 @@ DENSE: dict[str, dict[str, object]] = {
     "starcoder2": {"head_dim": 16, **WINDOW},
     "stablelm": {"head_dim": 16},
     "youtu": LATENT,
+    "qwen3_5_text": LINEAR,
     "lfm2": {**CONVOLVED, "block_multiple_of": 32},
 }  # fmt: skip
 
@@ -154,6 +161,12 @@ SPARSE: dict[str, dict[str, object]] = {
         "global_head_dim": 64, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
         "hidden_size_per_layer_input": 0, "final_logit_softcapping": 5.0,
     },
+    "longcat_flash": {
+        **EXPERTS, **LATENT, "num_layers": 2, "ffn_hidden_size": 128, "moe_topk": 3,
+        "expert_ffn_hidden_size": 64, "zero_expert_num": 3, "routed_scaling_factor": 1.5,
+    },
+    "qwen3_next": {**EXPERTS, **LINEAR, "shared_expert_intermediate_size": 96},
+    "qwen3_5_moe_text": {**EXPERTS, **LINEAR, "shared_expert_intermediate_size": 96},
     "gpt_oss": {**EXPERTS, **WINDOW, **EVERY_SECOND},
     "llama4_text": {
         **EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 96, "floor_scale": 16,

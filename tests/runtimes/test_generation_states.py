@@ -1,4 +1,4 @@
-"""Engines carry what layers remember from token to token: convolutions, heads of two sizes."""
+"""Engines carry what layers remember from token to token: caches of all kinds and states."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from edgekit.runtimes.openvino_engine import OpenVINOEngine
 
 PROMPT = list(range(10, 47))
 ANSWER = 24
-HYBRIDS = ["lfm2", "lfm2_moe", "gemma4_text", "jetmoe"]
+HYBRIDS = [
+    "lfm2", "lfm2_moe", "gemma4_text", "jetmoe", "longcat_flash", "qwen3_next", "qwen3_5_text",
+]  # fmt: skip
 
 
 def greedy(engine: Any, tokens: int) -> list[int]:
