@@ -20,8 +20,9 @@ from edgekit.progress import Progress
 CORE = (
     "architecture", "mixers", "families", "family_parts", "family_table", "family_values",
     "hybrid_families", "layer_patterns", "describe", "describe_attention", "describe_mixture",
-    "describe_tensors", "stored_parts", "config_values", "rope", "checkpoint", "source_weights",
-    "layout", "tensorfile", "scheme", "sequences", "text",
+    "describe_parts", "describe_states", "describe_state_tensors", "describe_tensors",
+    "stored_parts", "config_values", "rope", "checkpoint", "source_weights", "layout",
+    "tensorfile", "scheme", "sequences", "text",
 )  # fmt: skip
 # What else a step runs: sub-packages, or the modules that measure; and the tools of each, another
 # version of which runs its steps again.
