@@ -14,7 +14,7 @@ from edgekit.describe_tensors import tensor_specs
 from edgekit.errors import BadInputError
 from edgekit.families import Family, Key
 from edgekit.family_table import FAMILIES, REFUSED
-from edgekit.family_values import activation, flag, norm_epsilon, number, width
+from edgekit.family_values import activation, flag, lookup, norm_epsilon, number, width
 
 MAX_LAYERS = 1_000
 
@@ -33,6 +33,7 @@ def describe(
     """
     row = family_of(config, source, family)
     read = ConfigReader(config, source)
+    _check_expected(row, read)
     hidden = width(read, row.hidden_size)
     count = width(read, row.layers, maximum=MAX_LAYERS) * row.names.parts
     if row.check:
@@ -169,6 +170,15 @@ def _beside(row: Family, read: ConfigReader, prefix: str, hidden: int) -> Beside
 
 def _dense_size(row: Family, read: ConfigReader) -> int:
     return width(read, row.width) if isinstance(row.width, Key) else row.width(read)
+
+
+def _check_expected(row: Family, read: ConfigReader) -> None:
+    """Refuse an option under which the model computes something that no graph writes."""
+    for name, value in row.expects:
+        inner, leaf = lookup(read, Key((name,)))
+        given = inner.config.get(leaf)
+        if given is not None and given != value:
+            raise inner.bad(leaf, f"is {given!r}; of {row.model_type}, only {value!r} is supported")
 
 
 def _embedding_scale(row: Family, read: ConfigReader, hidden: int) -> float:

@@ -86,7 +86,7 @@ def _global_shape(
 def _rope(row: Family, read: ConfigReader, head_dim: int, layer_type: str) -> Rope:
     spec = row.attention
     settings = rope_settings(read, layer_type if spec.rope_by_type else "")
-    theta = spec.rope_theta
+    theta = number(read, spec.rope_theta)
     if layer_type == "sliding_attention" and "rope_type" not in settings.config:
         # the old spelling: windowed layers have a base of their own and are not scaled
         theta = read.number("rope_local_base_freq", default=10_000.0, low=1.0, high=1e12)
@@ -191,7 +191,7 @@ def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:
     # the rotated part is the whole "head" here, whatever head_dim the config states
     rope = make_rope(
         ConfigReader({**settings.config, "partial_rotary_factor": 1.0}, settings.source),
-        rotary, row.attention.rope_theta, 1.0, interleaved,
+        rotary, number(read, row.attention.rope_theta), 1.0, interleaved,
     )  # fmt: skip
     scale = (nope + rotary) ** -0.5
     every = settings.number("mscale_all_dim", default=0.0, low=-1e-9, high=1e6)

@@ -141,7 +141,7 @@ class AttentionRow:
     interleaved: bool | Key = False
     rope_factor: float = 1.0  # of a head's dimensions that rotate, unless the config says
     rotary_dim: Key | None = None  # dimensions of a head that rotate, where the config says so
-    rope_theta: float = 10_000.0  # unless the config says
+    rope_theta: float | Key = 10_000.0  # unless the config says
     rope_by_type: bool = False  # windowed layers have rotary positions of their own
     latent: bool = False
     latent_scales: bool = False  # of queries and latents, for the rank that they come from
@@ -260,6 +260,7 @@ class Family:
     logit_divisor: Key | float = 1.0
     logit_soft_cap: Key | float = 0.0
     ignored: tuple[str, ...] = ()  # regular expressions of tensors that are not used
+    expects: tuple[tuple[str, Any], ...] = ()  # what an option must be, if the config has it
     dense_type: str = ""
     runtimes: tuple[str, ...] = ("openvino", "onnx")  # that have a graph for it
     layer_scalar: str = ""  # tensor in the layer

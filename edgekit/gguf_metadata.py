@@ -13,6 +13,7 @@ from edgekit.architecture import Architecture, Attention, Rope
 from edgekit.config_values import ConfigReader
 from edgekit.errors import BadInputError
 from edgekit.family_table import FAMILIES
+from edgekit.family_values import number
 from edgekit.gguf_families import GgufFamily
 from edgekit.rope import rope_settings
 
@@ -84,7 +85,7 @@ def model_rotary(
             "compute; use `edgekit compile` for it"
         )
     settings = rope_settings(ConfigReader(config, source), "full_attention")
-    theta = FAMILIES[a.model_type].attention.rope_theta
+    theta = number(ConfigReader(config, source), FAMILIES[a.model_type].attention.rope_theta)
     base = settings.number("rope_theta", default=theta, low=1.0, high=1e12)
     of_window = rotary(local.pop(), base, row, source) if local else None
     if of_window and (of_window.factor != 1.0 or of_window.divisors):

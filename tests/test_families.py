@@ -109,3 +109,31 @@ def test_as_a_family_that_does_not_fit_or_does_not_exist(tiny_model, tmp_path, c
     for family, sentence in (("gemma2", "missing"), ("nonsense", "no such family")):
         assert main(["inspect", str(directory), "--as", family]) == 2
         assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("family", "option"),
+    [
+        ("phi", {"qk_layernorm": True}),
+        ("stablelm", {"qk_layernorm": True}),
+        ("cohere", {"use_qk_norm": True}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+        ("minimax_m2", {"use_qk_norm": False}),
+        ("dbrx", {"ffn_config": {"moe_normalize_expert_weights": 2.0}}),
+    ],
+)
+def test_an_option_that_no_graph_computes_is_refused(tiny_model, family, option):
+    config = json.loads((tiny_model(family) / "config.json").read_text())
+    name = next(iter(option.values()))
+    leaf = next(iter(name)) if isinstance(name, dict) else next(iter(option))
+    merged = {k: {**config[k], **v} if isinstance(v, dict) else v for k, v in option.items()}
+    with pytest.raises(BadInputError, match=f"{leaf} is .*only .* is supported"):
+        describe({**config, **merged})
+
+
+def test_published_dbrx_says_its_rotary_base_inside_attn_config(tiny_model):
+    config = json.loads((tiny_model("dbrx") / "config.json").read_text())
+    del config["rope_parameters"]
+    config["attn_config"]["rope_theta"] = 500_000
+    rope = describe(config).layers[0].attention.rope
+    assert rope.inv_freq[1] == pytest.approx(500_000 ** (-2 / rope.dimensions))
