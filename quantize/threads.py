@@ -12,6 +12,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 WAITING = 2  # items beyond those that are worked on
 MOST_WORKERS = 16  # beyond, Python's lock and the disk set the pace, and memory would not
+THREAD_NAME = "edgekit-quantize"
 READERS = 1  # threads beyond the cores: while one waits for the disk, no core idles
 
 
@@ -33,7 +34,7 @@ def bounded_map(
     it is. Use it inside :class:`contextlib.closing`.
     """
     workers = workers or min(cores() + READERS, MOST_WORKERS)
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(workers, THREAD_NAME)
     running: deque[Future[Result]] = deque()
     try:
         for item in items:

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from edgekit.quantize.threads import WAITING, bounded_map
+from edgekit.quantize.threads import THREAD_NAME, WAITING, bounded_map
 
 
 def test_results_come_in_the_order_of_the_items_whoever_is_ready_first():
@@ -61,5 +61,5 @@ def test_an_exception_surfaces_as_itself_and_nothing_begins_after_it(where):
                 raise KeyError("the caller")
     at_the_end = list(begun)
     assert len(at_the_end) < 20
-    assert not [t for t in threading.enumerate() if "ThreadPoolExecutor" in t.name]
+    assert not [t for t in threading.enumerate() if t.name.startswith(THREAD_NAME)]
     assert begun == at_the_end
