@@ -94,7 +94,8 @@ def make_plan(
         for scheme in SCHEMES:
             if misfit(architecture, Scheme.parse(scheme)):
                 continue
-            keeps = KEEPS if architecture.moe and scheme.startswith("int4") else KEEPS[:1]
+            shrinks = architecture.moe and architecture.expert_count_keys
+            keeps = KEEPS if shrinks and scheme.startswith("int4") else KEEPS[:1]
             candidates += [
                 _candidate(architecture, target, scheme, keep, memory_bytes, context)
                 for keep in keeps
