@@ -6,7 +6,15 @@ MAMBA_1 = (
     "its Mamba layers fade every channel by itself (the first Mamba), which no graph writes yet"
 )
 
+VISION = "it wraps a language model for images; only a checkpoint of the language model is compiled"
+
 REFUSED: dict[str, str] = {
+    "gemma3": VISION,
+    "gemma3n": VISION,
+    "gemma4": VISION,
+    "llama4": VISION,
+    "qwen3_5": VISION,
+    "qwen3_5_moe": VISION,
     "bamba": "transformers 5.5 rotates whole heads where these models were trained to rotate half, "
     "so a graph has nothing to be checked against",
     "blt": "it reads patches of bytes instead of tokens",
