@@ -279,6 +279,12 @@ class Architecture:
             if spec.expert < top_k and (spec.role != "embedding" or self.tie_word_embeddings)
         )
 
+    def state_bytes(self, bytes_per_value: int = 4) -> int:
+        """States of one sequence over all layers, whatever its length."""
+        mixers = (layer.attention for layer in self.layers)
+        states = (m for m in mixers if not isinstance(m, Attention | LatentAttention))
+        return bytes_per_value * sum(state.state_values for state in states)
+
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Key and value cache of one token over all layers."""
         return bytes_per_value * sum(layer.attention.cache_values for layer in self.layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +91,9 @@ def _check_gemma4(read: ConfigReader, layers: int) -> None:
             f"{read.source}: {name} is {read.config.get(name, 256)!r}, and no graph writes what it "
             "stands for yet; choose a Gemma 4 model without it, such as the 26B-A4B or the 31B"
         )
+    if not isinstance(read.config.get("rope_parameters"), Mapping):
+        # what transformers assumes then is not what other families do
+        raise read.bad("rope_parameters", "is missing")
 
 
 def _gemma4_windowed(read: ConfigReader, layers: int) -> tuple[bool, ...]:

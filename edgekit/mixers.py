@@ -164,6 +164,11 @@ class ShortConv:
         """Values that the cache keeps of one token: its state does not grow."""
         return 0
 
+    @property
+    def state_values(self) -> int:
+        """Values of the state of one sequence."""
+        return (self.length - 1) * self.size
+
 
 @dataclass(frozen=True)
 class GatedDelta:
@@ -212,6 +217,12 @@ class GatedDelta:
         """Values that the cache keeps of one token: its states do not grow."""
         return 0
 
+    @property
+    def state_values(self) -> int:
+        """Values of the states of one sequence."""
+        recurrent = self.num_value_heads * self.key_dim * self.value_dim
+        return (self.length - 1) * self.conv_size + recurrent
+
 
 @dataclass(frozen=True)
 class SelectiveScan:
@@ -259,6 +270,12 @@ class SelectiveScan:
     def cache_values(self) -> int:
         """Values that the cache keeps of one token: its states do not grow."""
         return 0
+
+    @property
+    def state_values(self) -> int:
+        """Values of the states of one sequence."""
+        recurrent = self.num_heads * self.head_dim * self.state_size
+        return (self.length - 1) * self.conv_size + recurrent
 
 
 Mixer = Attention | LatentAttention | ShortConv | GatedDelta | SelectiveScan

@@ -94,7 +94,8 @@ def make_plan(
         for scheme in SCHEMES:
             if misfit(architecture, Scheme.parse(scheme)):
                 continue
-            keeps = KEEPS if architecture.moe and scheme.startswith("int4") else KEEPS[:1]
+            shrinks = architecture.moe and architecture.expert_count_keys
+            keeps = KEEPS if shrinks and scheme.startswith("int4") else KEEPS[:1]
             candidates += [
                 _candidate(architecture, target, scheme, keep, memory_bytes, context)
                 for keep in keeps
@@ -122,7 +123,7 @@ def _candidate(
     scheme = Scheme.parse(name)
     weights = weights_bytes(architecture, scheme, keep)
     cache_value = 4 if TARGETS[target].runtime == "onnx" else 1  # OpenVINO keeps it in 8 bits
-    cache = architecture.kv_bytes_per_token(cache_value) * context
+    cache = architecture.kv_bytes_per_token(cache_value) * context + architecture.state_bytes()
     working = WORKING_BYTES + 512 * architecture.hidden_size * ACTIVATION_BYTES_PER_TOKEN
     risk, evidence = _evidence(scheme.bits, keep)
     return Candidate(

@@ -65,6 +65,35 @@ def test_published_sizes_of_qwen3_30b_a3b_are_reproduced() -> None:
     assert 3.0 < architecture.active_parameters() / 1e9 < 3.4
 
 
+@pytest.mark.parametrize(
+    ("family", "billions", "options"),
+    [
+        ("lfm2_moe", 8.3, {
+            "num_hidden_layers": 24,
+            "layer_types": ["full_attention" if i in (2, 6, 10, 14, 18, 21) else "conv"
+                            for i in range(24)]}),
+        ("granitemoehybrid", 6.9, {
+            "vocab_size": 100_352, "hidden_size": 1536, "num_hidden_layers": 40,
+            "num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 512,
+            "shared_intermediate_size": 1024, "num_local_experts": 64, "mamba_n_heads": 48,
+            "mamba_d_state": 128, "tie_word_embeddings": True,
+            "layer_types": ["attention" if i % 10 == 5 else "mamba" for i in range(40)]}),
+        ("gemma4_text", 25.2, {
+            "hidden_size": 2816, "intermediate_size": 2112, "num_attention_heads": 16,
+            "num_key_value_heads": 8, "num_global_key_value_heads": 2, "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 128,
+            "top_k_experts": 8, "moe_intermediate_size": 704}),
+        ("jetmoe", 8.5, {"num_hidden_layers": 24}),
+        ("qwen3_5_moe_text", 34.7, {}),
+    ],
+)  # fmt: skip
+def test_published_sizes_of_hybrids_are_reproduced(
+    family: str, billions: float, options: dict[str, object]
+) -> None:
+    architecture = describe(AutoConfig.for_model(family, **options).to_dict())
+    assert round(architecture.parameters() / 1e9, 1) == billions
+
+
 def test_experts_of_one_projection_are_neighbours_in_forward_order(tiny_mixtral: Path) -> None:
     with Checkpoint(tiny_mixtral) as checkpoint:
         first = [s for s in checkpoint.specs if s.role == "expert" and s.layer == 0]

@@ -1,4 +1,4 @@
-"""Short convolutions: their tensors, and configs that are refused."""
+"""Layers that keep a state: their tensors, what they keep, and configs that are refused."""
 
 from __future__ import annotations
 
@@ -43,3 +43,17 @@ def test_a_config_that_makes_no_sense_is_refused(changes: dict[str, object], wor
     }  # fmt: skip
     with pytest.raises(BadInputError, match=words):
         describe({**config, **changes})
+
+
+def test_states_count_beside_a_cache_that_grows() -> None:
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "vocab_size": 32, "intermediate_size": 96}  # fmt: skip
+    convolved = describe({"model_type": "lfm2", "layer_types": ["conv", "full_attention"], **shape})
+    assert convolved.kv_bytes_per_token() == 2 * 2 * 64  # keys and values of the one attention
+    assert convolved.state_bytes() == 4 * 2 * 64  # the products of two tokens
+    delta = describe({
+        "model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 16, **shape,
+    })  # fmt: skip
+    assert delta.state_bytes() == 4 * (4 * 8 * 16 + 3 * (2 * 2 * 8 + 4 * 16))
