@@ -142,10 +142,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "npu-group", NPU, lambda a, s: s.bits == 4 and s.group_size not in (0, 128),
-        "the NPU runs groups of 128 or whole channels at full speed; other groups are unpacked on "
-        "the host",
-        "quantize with int4-channel (above 5 B parameters) or int4-g128",
-        "OpenVINO GenAI NPU guide",
+        "Intel's guide names groups of 128 and whole channels for the NPU; other groups compile "
+        "(groups of 64 on four platforms), their speed on a device is not known",
+        "prefer int4-channel or int4-g128",
+        "OpenVINO GenAI NPU guide; docs/npu.md",
+        blocks=False,
     ),
     Rule(
         "npu-static", NPU, lambda a, s: a.context_length > 1024,

@@ -100,7 +100,7 @@ def test_the_npu_refuses_a_sparse_model_and_names_the_remedy(qwen):
     [
         ("int4-g128", set()),
         ("int4-channel", set()),
-        ("int4-g64", {"npu-group"}),
+        ("int4-g64", set()),
         ("int8", {"npu-int4"}),
         ("none", {"npu-int4"}),
     ],
