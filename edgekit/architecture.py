@@ -31,8 +31,6 @@ __all__ = [
     "Temperature",     "TensorSpec",
 ]  # fmt: skip
 
-SCORINGS = ("softmax", "softmax_top_k", "sigmoid", "sparsemixer", "sigmoid_input")
-
 
 @dataclass(frozen=True)
 class FeedForward:

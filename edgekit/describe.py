@@ -81,7 +81,8 @@ def family_of(config: Mapping[str, Any], source: str, family: str = "") -> Famil
         return FAMILIES[name]
     if family or config.get("edgekit_family"):
         raise BadInputError(
-            f"--as {name}: no such family; see `edgekit inspect --families` for their names"
+            f"{source}: read as {name!r}, which is no family (--as); see `edgekit inspect "
+            "--families` for their names"
         )
     if isinstance(name, str) and name in REFUSED:
         raise BadInputError(f"{source}: model_type {name!r} cannot be compiled: {REFUSED[name]}")
@@ -177,8 +178,10 @@ def _check_expected(row: Family, read: ConfigReader) -> None:
     for name, value in row.expects:
         inner, leaf = lookup(read, Key((name,)))
         given = inner.config.get(leaf)
-        if given is not None and given != value:
-            raise inner.bad(leaf, f"is {given!r}; of {row.model_type}, only {value!r} is supported")
+        allowed = value if isinstance(value, tuple) else (value,)
+        if given is not None and given not in allowed:
+            words = " or ".join(map(repr, allowed))
+            raise inner.bad(leaf, f"is {given!r}; of {row.model_type}, only {words} is supported")
 
 
 def _embedding_scale(row: Family, read: ConfigReader, hidden: int) -> float:

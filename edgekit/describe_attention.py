@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgekit.architecture import (
     Attention,
     HeadExperts,
@@ -87,10 +89,15 @@ def _rope(row: Family, read: ConfigReader, head_dim: int, layer_type: str) -> Ro
     spec = row.attention
     settings = rope_settings(read, layer_type if spec.rope_by_type else "")
     theta = number(read, spec.rope_theta)
-    if layer_type == "sliding_attention" and "rope_type" not in settings.config:
+    given = read.config.get("rope_parameters") or read.config.get("rope_scaling")
+    if spec.rope_needed and not given:
+        raise read.bad("rope_parameters", f"is missing; {row.model_type} does not do without")
+    nested = isinstance(given, Mapping) and isinstance(given.get(layer_type), Mapping)
+    if layer_type == "sliding_attention" and not nested:
         # the old spelling: windowed layers have a base of their own and are not scaled
         theta = read.number("rope_local_base_freq", default=10_000.0, low=1.0, high=1e12)
-        settings = ConfigReader({}, settings.source)
+        kept = {k: v for k, v in settings.config.items() if k == "partial_rotary_factor"}
+        settings = ConfigReader(kept, settings.source)
     rotary = whole(read, spec.rotary_dim) if spec.rotary_dim else 0
     factor = rotary / head_dim if rotary else spec.rope_factor
     return make_rope(settings, head_dim, theta, factor, flag(read, spec.interleaved))
@@ -196,7 +203,7 @@ def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:
     scale = (nope + rotary) ** -0.5
     every = settings.number("mscale_all_dim", default=0.0, low=-1e-9, high=1e6)
     scaled = settings.config.get("rope_type", settings.config.get("type", "default")) != "default"
-    if every and scaled and row.attention.scale_by is None:
+    if every and scaled and row.attention.yarn_scales:
         scale *= yarn_scale(yarn_factor(settings), every) ** 2
     latent_scale = 1.0
     if row.attention.latent_scales:

@@ -1,4 +1,4 @@
-"""Tensors of layers that keep a state: short convolutions and gated delta rules."""
+"""Tensors of layers that keep a state: convolutions, gated delta rules, selective scans."""
 
 from __future__ import annotations
 

@@ -21,16 +21,18 @@ Width = Callable[[ConfigReader], int]  # where the config does not state the siz
 class Key:
     """A value of the config under the first of ``names`` that is there; dots go into objects.
 
-    ``default`` None means that the value is required.
+    ``default`` is for a key that is absent, None means that it is required. ``null`` is for one
+    that is null, where that says something else than nothing.
     """
 
     names: tuple[str, ...]
     default: Any = None
+    null: Any = None
 
 
-def key(*names: str, default: Any = None) -> Key:
+def key(*names: str, default: Any = None, null: Any = None) -> Key:
     """A :class:`Key`; several names are spellings of one value."""
-    return Key(names, default)
+    return Key(names, default, null)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,10 @@ class AttentionRow:
     interleaved: bool | Key = False
     rope_factor: float = 1.0  # of a head's dimensions that rotate, unless the config says
     rotary_dim: Key | None = None  # dimensions of a head that rotate, where the config says so
+    yarn_scales: bool = True  # latent attention: YaRN's factor enters the scale as well
+    rope_needed: bool = (
+        False  # the family scales its positions: a config without settings is no one
+    )
     rope_theta: float | Key = 10_000.0  # unless the config says
     rope_by_type: bool = False  # windowed layers have rotary positions of their own
     latent: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edgekit.families import AttentionRow, MoeRow, Names, Separate, Stacked, key
+from edgekit.families import AttentionRow, Key, MoeRow, Names, Separate, Stacked, key
 
 BIASED = key("attention_bias", default=False)
 LLAMA = AttentionRow(qkv_bias=BIASED, o_bias=BIASED)
@@ -52,3 +52,8 @@ GEMMA_SCALES: dict[str, Any] = {
     "embedding_scale": "sqrt",
 }
 MTP = (r"model\.layers\.{n}\..*",)  # layers after the last predict further tokens
+
+
+def window_of(default: int) -> Key:
+    """The size of windows: ``default`` where a config does not say, none where it says null."""
+    return key("sliding_window", default=default, null=0)

@@ -27,8 +27,11 @@ def lookup(read: ConfigReader, key: Key) -> tuple[ConfigReader, str]:
         inner: Any = read.config
         for step in path:
             inner = inner.get(step) if isinstance(inner, Mapping) else None
-        if isinstance(inner, Mapping) and inner.get(leaf) is not None:
-            return ConfigReader(inner, ": ".join([read.source, *path])), leaf
+        if not isinstance(inner, Mapping) or leaf not in inner:
+            continue
+        if inner[leaf] is not None or key.null is not None:
+            value = key.null if inner[leaf] is None else inner[leaf]
+            return ConfigReader({**inner, leaf: value}, ": ".join([read.source, *path])), leaf
     return ConfigReader({}, read.source), key.names[0]
 
 

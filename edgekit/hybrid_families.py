@@ -21,7 +21,14 @@ from edgekit.families import (
     Stacked,
     key,
 )
-from edgekit.family_parts import GRANITE, GRANITE_MOE, GRANITE_SCALES, LLAMA, SANDWICH
+from edgekit.family_parts import (
+    GRANITE,
+    GRANITE_MOE,
+    GRANITE_SCALES,
+    LLAMA,
+    SANDWICH,
+    window_of,
+)
 from edgekit.layer_patterns import (
     convolved_where_listed,
     linear_where_listed,
@@ -152,7 +159,7 @@ HYBRIDS = (
     Family("gemma4_text", "Gemma4ForCausalLM", names=SANDWICH,
            attention=replace(
                LLAMA, qk_norm="head", v_norm=True, scale=1.0, rope_theta=1e6,
-               windowed=_gemma4_windowed, rope_by_type=True,
+               window=window_of(512), windowed=_gemma4_windowed, rope_by_type=True,
                global_head_dim=key("global_head_dim", default=512),
                global_key_value_heads=key("num_global_key_value_heads", default=0),
                shared_values=key("attention_k_eq_v", default=False)),

@@ -59,19 +59,16 @@ def windowed_but_first_of_four(read: ConfigReader, layers: int) -> tuple[bool, .
 
 def windowed_where_used(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """Qwen: from layer ``max_window_layers`` on, if ``use_sliding_window``."""
-    types = _types(read, layers)
-    if types is not None:
-        return types
     if not read.flag("use_sliding_window", default=False):
         return (False,) * layers
-    first = read.count("max_window_layers", default=layers)
-    return tuple(i >= first for i in range(layers))
+    first = read.whole("max_window_layers", default=28)
+    return _types(read, layers) or tuple(i >= first for i in range(layers))
 
 
 def windowed_after(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """dots.llm1: from layer ``max_window_layers`` on."""
     types = _types(read, layers)
-    first = read.count("max_window_layers", default=62)
+    first = read.whole("max_window_layers", default=62)
     return types if types is not None else tuple(i >= first for i in range(layers))
 
 
@@ -84,8 +81,17 @@ def windowed_even(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """Qwen2-MoE: every second layer before ``max_window_layers``, if ``use_sliding_window``."""
     if not read.flag("use_sliding_window", default=False):
         return (False,) * layers
-    last = read.count("max_window_layers", default=28)
+    last = read.whole("max_window_layers", default=28)
     return _types(read, layers) or tuple(i % 2 == 0 and i < last for i in range(layers))
+
+
+def windowed_where_not_rotated(read: ConfigReader, layers: int) -> tuple[bool, ...]:
+    """SmolLM3: the layers without rotary positions, if ``use_sliding_window``."""
+    types = _types(read, layers)
+    if types is not None:
+        return types
+    used = read.flag("use_sliding_window", default=False)
+    return tuple(used and not rotated for rotated in rotated_where_listed(read, layers))
 
 
 def rotated_where_listed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
@@ -101,7 +107,7 @@ def rotated_where_windowed(windowed: Pattern) -> Pattern:
     """The windowed layers; all where the model has no window."""
 
     def pattern(read: ConfigReader, layers: int) -> tuple[bool, ...]:
-        if read.config.get("sliding_window") is None:
+        if read.config.get("sliding_window", 0) is None:
             return (True,) * layers
         return windowed(read, layers)
 
@@ -142,6 +148,9 @@ def sparse_from(name: str, default: int) -> Pattern:
     def pattern(read: ConfigReader, layers: int) -> tuple[bool, ...]:
         kinds = listed(read, "mlp_layer_types", layers, str)
         if kinds is not None:
+            for kind in kinds:
+                if kind not in ("sparse", "dense"):
+                    raise read.bad("mlp_layer_types", f"has {kind!r}, expected sparse or dense")
             return tuple(kind == "sparse" for kind in kinds)
         first = read.whole(name, default=default)
         return tuple(i >= first for i in range(layers))

@@ -212,8 +212,13 @@ def _exact_session(variant: Path, target: str) -> Iterator[GraphSession]:
     from edgekit.runtimes.onnx_graph import FLOAT_ACTIVATIONS, write_onnx_graph
 
     # beside the weights, because ONNX Runtime refuses data outside the graph's directory
-    write_onnx_graph(variant, FLOAT_ACTIVATIONS, EXACT_GRAPH)
     try:
+        write_onnx_graph(variant, FLOAT_ACTIVATIONS, EXACT_GRAPH)
         yield OnnxSession(variant, EXACT_GRAPH)
+    except PermissionError:
+        raise BadInputError(
+            f"{variant}: cannot be written to, and the exact ONNX graph has to lie beside the "
+            "weights; compare a copy of the variant"
+        ) from None
     finally:
-        (variant / EXACT_GRAPH).unlink()
+        (variant / EXACT_GRAPH).unlink(missing_ok=True)

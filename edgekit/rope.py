@@ -18,8 +18,6 @@ from typing import Any
 from edgekit.architecture import Rope
 from edgekit.config_values import ConfigReader
 
-MAX_FACTORS = 4096
-
 
 def rope_settings(read: ConfigReader, layer_type: str = "") -> ConfigReader:
     """The rotary settings of a config, spelled ``rope_scaling`` (old) or ``rope_parameters`` (new).
@@ -106,7 +104,7 @@ def _llama3(frequency: float, read: ConfigReader) -> float:
     factor = read.number("factor", default=8.0, low=0.0, high=1e6)
     low = read.number("low_freq_factor", default=1.0, low=0.0, high=1e6)
     high = read.number("high_freq_factor", default=4.0, low=low, high=1e6)
-    original = read.count("original_max_position_embeddings", default=8192)
+    original = read.count("original_max_position_embeddings", default=_longest(read))
     turns = original * frequency / (2 * math.pi)  # rotations over the original context
     if turns < low:
         return frequency / factor
@@ -123,15 +121,19 @@ def yarn_scale(factor: float, mscale: float = 1.0) -> float:
 
 def yarn_factor(read: ConfigReader) -> float:
     """How much longer the context is than the original one."""
-    original = read.count("original_max_position_embeddings", default=4096)
-    longest = read.count("max_position_embeddings", default=original)
+    longest = _longest(read)
+    original = read.count("original_max_position_embeddings", default=longest)
     return read.number("factor", default=longest / original, low=0.0, high=1e6)
+
+
+def _longest(read: ConfigReader) -> int:
+    return read.count("max_position_embeddings", default=2048)
 
 
 def _yarn(
     read: ConfigReader, plain: Sequence[float], theta: float, size: int, interleaved: bool
 ) -> Rope:
-    original = read.count("original_max_position_embeddings", default=4096)
+    original = read.count("original_max_position_embeddings", default=_longest(read))
     factor = yarn_factor(read)
     fast = read.number("beta_fast", default=32.0, low=0.0, high=1e6)
     slow = read.number("beta_slow", default=1.0, low=0.0, high=1e6)
@@ -158,7 +160,7 @@ def _yarn(
 
 
 def _long_rope(read: ConfigReader, plain: Sequence[float], interleaved: bool) -> Rope:
-    longest = read.count("max_position_embeddings", default=4096)
+    longest = _longest(read)
     original = read.count("original_max_position_embeddings", default=longest)
     short, long = (_factors(read, name, len(plain)) for name in ("short_factor", "long_factor"))
     factor = read.number("factor", default=longest / original, low=0.0, high=1e6)

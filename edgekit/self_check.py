@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit.atomic import write_json
 from edgekit.errors import BadInputError
-from edgekit.parity import open_session
+from edgekit.parity import compiled_targets, open_session
 from edgekit.parity_cases import Case, Float, log_softmax, run_case
 from edgekit.rules import TARGETS
 
@@ -27,8 +27,8 @@ SLACK, FACTOR = 0.02, 3.0  # a machine may be off by so much, or so many times t
 class StoredReference(BaseModel):
     """The most likely tokens [positions][TOP] and their log-probabilities in nats.
 
-    ``deviation`` is what each target's graph, as shipped, was off by when it was built: the mean
-    absolute difference of those log-probabilities.
+    ``deviation`` is what each target's graph, as shipped, was off by when it was built, on the CPU
+    of that machine: the mean absolute difference of those log-probabilities.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,7 +66,9 @@ def write_reference(
         log_probabilities=_rounded(np.take_along_axis(likely, top, -1)),
         deviation={},
     )
-    built = {t: round(_run(variant, t, stored)[1], 4) for t in targets}
+    measured = {t: round(_run(variant, t, stored)[1], 4) for t in compiled_targets(variant)}
+    of_runtime = {TARGETS[t].runtime: value for t, value in measured.items()}
+    built = measured | {t: of_runtime[TARGETS[t].runtime] for t in targets}
     complete = stored.model_copy(update={"deviation": built})
     write_json(variant / FILE_NAME, complete.model_dump(mode="json"))
 
@@ -101,7 +103,11 @@ def check_variant(variant: Path, targets: Sequence[str]) -> list[SelfCheck]:
 
 def _check(variant: Path, target: str, stored: StoredReference) -> SelfCheck:
     agreement, deviation = _run(variant, target, stored, TARGETS[target].device)
-    built = stored.deviation.get(target, 0.0)
+    if target not in stored.deviation:
+        raise BadInputError(
+            f"{variant / FILE_NAME}: says nothing of {target}; compile the variant for it"
+        )
+    built = stored.deviation[target]
     limit = max(FACTOR * built, built + SLACK)
     failure = ""
     if not deviation <= limit:  # also NaN

@@ -124,13 +124,13 @@ def attention(c: Context, x: Node, a: Attention, layer: int) -> Node:
     if a.experts:
         q, gates = expert_queries(b, x, a, a.experts)
     else:
-        q = _clipped(b, _projected(b, x, a.q, a.q_norm, a), a)
+        q = _clipped(_projected(b, x, a.q, a.q_norm, a), a)
         q = b.heads(q, a.num_heads, a.head_dim)
-    k = _clipped(b, _projected(b, x, a.k, a.k_norm, a), a)
+    k = _clipped(_projected(b, x, a.k, a.k_norm, a), a)
     k = b.heads(k, a.num_key_value_heads, a.head_dim)
     v = k
     if a.v != a.k:
-        v = b.heads(_clipped(b, b.linear(x, a.v), a), a.num_key_value_heads, a.head_dim)
+        v = b.heads(_clipped(b.linear(x, a.v), a), a.num_key_value_heads, a.head_dim)
     v = b.norm(v, a.v_norm, rank=4)
     if not a.norm_after_rope:
         q, k = _head_normed(b, q, a.q_norm, a), _head_normed(b, k, a.k_norm, a)
@@ -165,7 +165,7 @@ def _head_normed(b: Blocks, x: Node, norm: Norm | None, a: Attention) -> Node:
     return b.norm(x, norm, rank=4) if a.norms_heads else x
 
 
-def _clipped(b: Blocks, x: Node, a: Attention) -> Node:
+def _clipped(x: Node, a: Attention) -> Node:
     return op.clamp(x, -a.clip, a.clip) if a.clip else x
 
 

@@ -106,7 +106,7 @@ def test_as_reads_it_as_that_family_under_the_gate(tiny_model, tmp_path, capsys)
 
 def test_as_a_family_that_does_not_fit_or_does_not_exist(tiny_model, tmp_path, capsys):
     directory = renamed(tiny_model("qwen3_moe"), tmp_path)
-    for family, sentence in (("gemma2", "missing"), ("nonsense", "no such family")):
+    for family, sentence in (("gemma2", "missing"), ("nonsense", "which is no family")):
         assert main(["inspect", str(directory), "--as", family]) == 2
         assert sentence in capsys.readouterr().err
 
