@@ -310,6 +310,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="a directory on the disk to measure")
     parser.add_argument("--json", type=Path, help="also write the report here")
     arguments = parser.parse_args()
+    if arguments.work:
+        Path(arguments.work).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work) as directory:
         root = Path(directory)
         model = arguments.checkpoint or root / "checkpoint"

@@ -163,6 +163,13 @@ RULES: tuple[Rule, ...] = (
         "ONNX Runtime MatMulNBits: block_size",
     ),
     Rule(
+        "onnx-sparse-prompt", ("onnx-cpu",), lambda a, s: a.moe is not None,
+        "experts decode as fast as OpenVINO's, but a prompt takes 1.5 to 2.4 times as long",
+        "prefer openvino-cpu for sparse models",
+        "benchmarks/sparse.py; docs/families.md",
+        blocks=False,
+    ),
+    Rule(
         "onnx-channel-scales", ONNX, lambda a, s: s.bits == 4 and s.group_size == 0,
         "per-channel scales are repeated for every block, which makes the graph larger",
         "use int4-g64 or int4-g128 where the size matters",
