@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from reprlib import repr as brief  # an absurd value must not fill the screen
 from typing import Any
 
 from edgekit.architecture import Architecture, Beside, FeedForward, Layer, Mixer, Mixture, Norm
@@ -60,7 +61,7 @@ def describe(
         head=row.names.head,
         head_bias=flag(read, row.head_bias) and not tied,
         embedding_scale=_embedding_scale(row, read, hidden),
-        logit_scale=number(read, row.logit_scale) / number(read, row.logit_divisor),
+        logit_scale=_logit_scale(row, read),
         logit_soft_cap=number(read, row.logit_soft_cap),
         expert_count_keys=row.moe.num_experts.names if row.moe and row.moe.shrinks else (),
         runtimes=row.runtimes,
@@ -81,18 +82,20 @@ def family_of(config: Mapping[str, Any], source: str, family: str = "") -> Famil
         return FAMILIES[name]
     if family or config.get("edgekit_family"):
         raise BadInputError(
-            f"{source}: read as {name!r}, which is no family (--as); see `edgekit inspect "
+            f"{source}: read as {brief(name)}, which is no family (--as); see `edgekit inspect "
             "--families` for their names"
         )
     if isinstance(name, str) and name in REFUSED:
-        raise BadInputError(f"{source}: model_type {name!r} cannot be compiled: {REFUSED[name]}")
+        raise BadInputError(
+            f"{source}: model_type {brief(name)} cannot be compiled: {REFUSED[name]}"
+        )
     known = "see `edgekit inspect --families` for the supported ones"
     if config.get("auto_map"):
         raise BadInputError(
-            f"{source}: model_type {name!r} needs code from the checkpoint (auto_map), which "
+            f"{source}: model_type {brief(name)} needs code from the checkpoint (auto_map), which "
             f"edgekit never runs; {known}"
         )
-    raise BadInputError(f"{source}: model_type {name!r} is not supported; {known}")
+    raise BadInputError(f"{source}: model_type {brief(name)} is not supported; {known}")
 
 
 def _norm(row: Family, read: ConfigReader, module: str, size: int) -> Norm:
@@ -116,7 +119,7 @@ def _layer(
     hidden: int,
     dense_size: int,
     attention: Mixer,
-    mixture: Any,
+    mixture: Mixture | None,
 ) -> Layer:
     names, prefix = row.names, row.names.inside(index)
 
@@ -133,7 +136,7 @@ def _layer(
             block + names.gate if names.gate else "", block + names.up, block + names.down,
             dense_size, activation(read, row.activation), flag(read, row.mlp_bias),
         )  # fmt: skip
-    own_norm = names.feed_forward_norm if not (parallel and names.feed_forward_norm == "") else ""
+    own_norm = names.feed_forward_norm
     if isinstance(row.parallel, Key) and parallel:
         own_norm = ""  # StableLM drops its second norm where the parts are parallel
     return Layer(
@@ -181,7 +184,16 @@ def _check_expected(row: Family, read: ConfigReader) -> None:
         allowed = value if isinstance(value, tuple) else (value,)
         if given is not None and given not in allowed:
             words = " or ".join(map(repr, allowed))
-            raise inner.bad(leaf, f"is {given!r}; of {row.model_type}, only {words} is supported")
+            raise inner.bad(
+                leaf, f"is {brief(given)}; of {row.model_type}, only {words} is supported"
+            )
+
+
+def _logit_scale(row: Family, read: ConfigReader) -> float:
+    divisor = number(read, row.logit_divisor)
+    if divisor == 0:
+        raise read.bad("logits_scaling", "is 0, by which logits are divided")
+    return number(read, row.logit_scale) / divisor
 
 
 def _embedding_scale(row: Family, read: ConfigReader, hidden: int) -> float:

@@ -60,7 +60,9 @@ def _attention(row: Family) -> str:
         for word, present in (
             ("windows", a.windowed), ("sinks", a.sinks), ("soft cap", a.soft_cap),
             ("gate", a.gate), ("clip", a.clip), ("temperature", a.temperature),
-            ("some unrotated", a.rotated),
+            ("some unrotated", a.rotated), ("experts", a.experts),
+            ("short convolutions", a.short_conv), ("delta rules", a.gated_delta),
+            ("Mamba-2", a.selective_scan),
         )
         if present
     ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as brief  # an absurd value must not fill the screen
 from typing import Any
 
 from edgekit.describe import describe
@@ -53,12 +54,12 @@ def unknown_family(
     similar = resembling(config, shapes)
     if not similar:
         return BadInputError(
-            f"{source}: model_type {name!r} is not supported and its tensors are those of no known "
-            "family; see `edgekit inspect --families`"
+            f"{source}: model_type {brief(name)} is not supported and its tensors are those of no "
+            "known family; see `edgekit inspect --families`"
         )
     code = " and brings code (auto_map), which edgekit never runs" if config.get("auto_map") else ""
     named = ", ".join(similar[:SHOWN])
     return BadInputError(
-        f"{source}: model_type {name!r} is not known{code}; its tensors are those of {named}: if "
-        f"it is one, say --as {similar[0]}"
+        f"{source}: model_type {brief(name)} is not known{code}; its tensors are those of "
+        f"{named}: if it is one, say --as {similar[0]}"
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from reprlib import repr as brief  # an absurd value must not fill the screen
 from typing import Any
 
 from edgekit.architecture import Rope
@@ -60,8 +61,10 @@ def make_rope(
     if kind == "proportional":
         return _proportional(settings, theta, head_dim, partial, interleaved)
     size = int(head_dim * partial)
-    if size < 2 or size % 2:
-        raise settings.bad("partial_rotary_factor", f"{partial} of {head_dim} is no even number")
+    if not 2 <= size <= head_dim or size % 2:
+        raise settings.bad(
+            "partial_rotary_factor", f"{partial} of {head_dim} is no even number of dimensions"
+        )
     plain = _plain(theta, size)
     if kind == "default":
         return Rope(plain, interleaved=interleaved)
@@ -80,7 +83,7 @@ def make_rope(
         return _long_rope(settings, plain, interleaved)
     raise settings.bad(
         "rope_type",
-        f"{kind!r} is not supported; default, linear, dynamic, llama3, yarn, longrope and "
+        f"{brief(kind)} is not supported; default, linear, dynamic, llama3, yarn, longrope and "
         "proportional are",
     )
 
