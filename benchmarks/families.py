@@ -41,7 +41,7 @@ from families_results import COLUMNS, OURS, Outcome, Result, Results, Row
 from families_table import print_table, write_markdown
 
 from edgekit.atomic import write_json
-from edgekit.family_table import FAMILIES, REFUSED
+from edgekit.family_table import FAMILIES
 
 HERE = Path(__file__).parent
 MARKDOWN = HERE.parent / "docs" / "families-peers.md"
@@ -202,8 +202,8 @@ def is_sparse(family: str) -> bool:
 
 
 def all_families() -> list[str]:
-    """Those of edgekit's table, then those that it refuses or does not know."""
-    return [*FAMILIES, *dict.fromkeys([*REFUSED, *BEYOND])]
+    """Those of edgekit's table, then some that it refuses."""
+    return [*FAMILIES, *BEYOND]
 
 
 def complete(family: str, row: Row | None) -> bool:
