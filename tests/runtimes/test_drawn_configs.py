@@ -42,10 +42,11 @@ def grouped(draw):
     """A family with grouped-query attention."""
     family = draw(st.sampled_from(["llama", "qwen3", "mixtral", "qwen3_moe", "qwen2_moe"]))
     kv_heads = draw(st.integers(1, 3))
+    heads = kv_heads * draw(st.integers(1, 4))
     experts = draw(st.integers(2, 9))
     options = {
         "num_key_value_heads": kv_heads,
-        "num_attention_heads": kv_heads * draw(st.integers(1, 4)),
+        "num_attention_heads": heads,
         "head_dim": draw(st.sampled_from([8, 24, 32, 80])),
         "hidden_size": draw(st.sampled_from([32, 72, 160])),
         "intermediate_size": draw(st.sampled_from([40, 96])),
@@ -60,6 +61,8 @@ def grouped(draw):
         "norm_topk_prob": draw(st.booleans()),
         "decoder_sparse_step": draw(st.integers(1, 2)),
     }
+    if family == "llama":  # its config class demands it, whatever head_dim says
+        options["hidden_size"] = heads * draw(st.sampled_from([8, 12, 24]))
     if family in ("llama", "qwen3", "qwen3_moe"):
         options["attention_bias"] = draw(st.booleans())
     if family == "mixtral":
