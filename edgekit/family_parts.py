@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgekit.families import AttentionRow, Key, MoeRow, Names, Separate, Stacked, key
+from edgekit.layer_patterns import windowed_but_every
 
 BIASED = key("attention_bias", default=False)
 LLAMA = AttentionRow(qkv_bias=BIASED, o_bias=BIASED)
@@ -57,3 +58,11 @@ MTP = (r"model\.layers\.{n}\..*",)  # layers after the last predict further toke
 def window_of(default: int) -> Key:
     """The size of windows: ``default`` where a config does not say, none where it says null."""
     return key("sliding_window", default=default, null=0)
+
+
+# Gemma 2 and VaultGemma; the layers alternate, the first has the window
+GEMMA2 = replace(
+    LLAMA, scale_by=key("query_pre_attn_scalar", default=256),
+    soft_cap=key("attn_logit_softcapping", default=50.0, null=0.0),
+    window=window_of(4096), windowed=windowed_but_every("", 2),
+)  # fmt: skip

@@ -31,8 +31,8 @@ from edgekit.family_parts import (
 )
 from edgekit.layer_patterns import (
     convolved_where_listed,
+    kinds,
     linear_where_listed,
-    listed,
     sparse_by_step,
     sparse_from,
     windowed_but_every,
@@ -69,10 +69,7 @@ LFM2: dict[str, Any] = {
 def _granite_scans(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """``layer_types`` "mamba"; transformers takes a config that names none for Mamba throughout."""
     name = "layers_block_type" if "layers_block_type" in read.config else "layer_types"
-    types = listed(read, name, layers, str) or ["mamba"] * layers
-    for kind in types:
-        if kind not in ("mamba", "attention"):
-            raise read.bad(name, f"has {kind!r} layers, which this family lacks")
+    types = kinds(read, name, layers, ("mamba", "attention")) or ("mamba",) * layers
     return tuple(kind == "mamba" for kind in types)
 
 
@@ -104,7 +101,7 @@ def _check_gemma4(read: ConfigReader, layers: int) -> None:
 
 
 def _gemma4_windowed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
-    """All but every sixth, or as listed; the last layer never."""
+    """All but every sixth, or as kinds; the last layer never."""
     return (*windowed_but_every("", 6)(read, layers)[:-1], False)
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import TypeVar
+
 from edgekit.config_values import ConfigReader
 from edgekit.families import Pattern
 
+T = TypeVar("T")
+ATTENTIONS = ("sliding_attention", "full_attention", "chunked_attention", "attention")
 
-def listed(read: ConfigReader, name: str, layers: int, kind: type) -> list[object] | None:
+
+def listed(read: ConfigReader, name: str, layers: int, kind: type[T]) -> list[T] | None:
     """The list ``name`` of the config with one ``kind`` per layer; None when it is absent.
 
     Raises:
@@ -21,18 +27,47 @@ def listed(read: ConfigReader, name: str, layers: int, kind: type) -> list[objec
     return list(value[:layers])
 
 
+def kinds(
+    read: ConfigReader, name: str, layers: int, allowed: Collection[str]
+) -> tuple[str, ...] | None:
+    """The list ``name`` of the config, one of ``allowed`` per layer; None when it is absent.
+
+    Raises:
+        BadInputError: it is not such a list.
+    """
+    found = listed(read, name, layers, str)
+    if found is None:
+        return None
+    for kind in found:
+        if kind not in allowed:
+            expected = " or ".join(sorted(allowed))
+            raise read.bad(name, f"has {kind!r} layers, this family has {expected}")
+    return tuple(found)
+
+
+def numbered(read: ConfigReader, name: str) -> list[int] | None:
+    """The layer numbers that the config lists as ``name``; None when it is absent.
+
+    Raises:
+        BadInputError: it is not such a list.
+    """
+    value = read.config.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or any(type(item) is not int for item in value):
+        raise read.bad(name, "is not a list of layer numbers")
+    return list(value)
+
+
 def in_every_layer(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """All layers."""
     return (True,) * layers
 
 
 def _types(read: ConfigReader, layers: int) -> tuple[bool, ...] | None:
-    types = listed(read, "layer_types", layers, str)
+    types = kinds(read, "layer_types", layers, ATTENTIONS)
     if types is None:
         return None
-    for kind in types:
-        if kind not in ("sliding_attention", "full_attention", "chunked_attention", "attention"):
-            raise read.bad("layer_types", f"has {kind!r} layers, which this family's row lacks")
     return tuple(kind == "sliding_attention" for kind in types)
 
 
@@ -116,11 +151,8 @@ def rotated_where_windowed(windowed: Pattern) -> Pattern:
 
 def linear_where_listed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """Qwen3-Next: ``layer_types``, or all but every ``full_attention_interval``-th layer."""
-    types = listed(read, "layer_types", layers, str)
+    types = kinds(read, "layer_types", layers, ("linear_attention", "full_attention"))
     if types is not None:
-        for kind in types:
-            if kind not in ("linear_attention", "full_attention"):
-                raise read.bad("layer_types", f"has {kind!r} layers, which this family lacks")
         return tuple(kind == "linear_attention" for kind in types)
     every = read.count("full_attention_interval", default=4)
     return tuple((i + 1) % every != 0 for i in range(layers))
@@ -128,17 +160,12 @@ def linear_where_listed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
 
 def convolved_where_listed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """LFM2: ``layer_types`` "conv", or all layers that ``full_attn_idxs`` leaves out."""
-    types = listed(read, "layer_types", layers, str)
+    types = kinds(read, "layer_types", layers, ("conv", "full_attention"))
     if types is not None:
-        for kind in types:
-            if kind not in ("conv", "full_attention"):
-                raise read.bad("layer_types", f"has {kind!r} layers, which this family lacks")
         return tuple(kind == "conv" for kind in types)
-    attended = read.config.get("full_attn_idxs")
+    attended = numbered(read, "full_attn_idxs")
     if attended is None:
         return (False,) * layers
-    if not isinstance(attended, list) or any(type(i) is not int for i in attended):
-        raise read.bad("full_attn_idxs", "is not a list of layer numbers")
     return tuple(i not in attended for i in range(layers))
 
 
@@ -146,12 +173,9 @@ def sparse_from(name: str, default: int) -> Pattern:
     """Layers from the config's ``name`` on."""
 
     def pattern(read: ConfigReader, layers: int) -> tuple[bool, ...]:
-        kinds = listed(read, "mlp_layer_types", layers, str)
-        if kinds is not None:
-            for kind in kinds:
-                if kind not in ("sparse", "dense"):
-                    raise read.bad("mlp_layer_types", f"has {kind!r}, expected sparse or dense")
-            return tuple(kind == "sparse" for kind in kinds)
+        types = kinds(read, "mlp_layer_types", layers, ("sparse", "dense"))
+        if types is not None:
+            return tuple(kind == "sparse" for kind in types)
         first = read.whole(name, default=default)
         return tuple(i >= first for i in range(layers))
 
@@ -161,9 +185,7 @@ def sparse_from(name: str, default: int) -> Pattern:
 def sparse_by_step(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """Qwen: every ``decoder_sparse_step``-th layer that is not in ``mlp_only_layers``."""
     step = read.count("decoder_sparse_step", default=1)
-    dense = read.config.get("mlp_only_layers") or []
-    if not isinstance(dense, list) or any(type(i) is not int for i in dense):
-        raise read.bad("mlp_only_layers", "is not a list of layer numbers")
+    dense = numbered(read, "mlp_only_layers") or []
     return tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))
 
 
@@ -180,10 +202,8 @@ def sparse_in_range(read: ConfigReader, layers: int) -> tuple[bool, ...]:
 
 def sparse_where_listed(read: ConfigReader, layers: int) -> tuple[bool, ...]:
     """Llama 4: ``moe_layers``, or every ``interleave_moe_layer_step``-th."""
-    chosen = read.config.get("moe_layers")
+    chosen = numbered(read, "moe_layers")
     if chosen is not None:
-        if not isinstance(chosen, list) or any(type(i) is not int for i in chosen):
-            raise read.bad("moe_layers", "is not a list of layer numbers")
         return tuple(i in chosen for i in range(layers))
     step = read.count("interleave_moe_layer_step", default=1)
     return tuple((i + 1) % step == 0 for i in range(layers))
