@@ -59,6 +59,7 @@ def test_generation_continues_as_the_logits_of_the_whole_text_say(compiled: Path
     text = TOKENS[0, : CHUNK + 9].tolist()
     sampling = Sampling(16, temperature=0.0, repetition_penalty=1.0, ignore_end=True)
     found = [e.token for e in engine.generate_tokens(text, sampling) if e.token >= 0]
+    assert len(found) == 16
     for token in found:
         assert token == engine.logits(text)[-1].argmax()
         text.append(token)
