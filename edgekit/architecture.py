@@ -7,7 +7,8 @@ nothing else in edgekit knows how a family names or stores its tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,11 +90,6 @@ class Mixture:
     def joined(self) -> bool:
         """Whether an expert's gate and up are one matrix "gate_up" with alternating rows."""
         return self.expert_names[0][0] == "gate_up"
-
-    @property
-    def norm_topk_prob(self) -> bool:
-        """``normalize`` under its name in ``config.json``."""
-        return self.normalize
 
     def expert(self, expert: int, projection: str) -> str:
         """Module name of one projection of one expert."""
@@ -264,6 +260,23 @@ class Architecture:
         """The tensors by name."""
         return {spec.name: spec for spec in self.specs}
 
+    def without(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` in a checkpoint that the model does without.
+
+        They repeat what config and embedding say (some writers store these), or belong to a part
+        that the family's row leaves out.
+        """
+        last = str(self.num_hidden_layers)
+        patterns = [re.compile(p.replace("{n}", last)) for p in self.ignored]
+        tied_head = self.head + ".weight" if self.tie_word_embeddings else None
+        return [
+            name
+            for name in names
+            if name == tied_head
+            or name.endswith(".rotary_emb.inv_freq")
+            or any(p.fullmatch(name) for p in patterns)
+        ]
+
     def parameters(self) -> int:
         """Parameters in total."""
         return sum(spec.parameters for spec in self.specs)
@@ -285,4 +298,4 @@ class Architecture:
 
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Key and value cache of one token over all layers."""
-        return bytes_per_value * sum(layer.attention.cache_values for layer in self.layers)
+        return bytes_per_value * sum(attention.cache_values for attention in self.attentions)

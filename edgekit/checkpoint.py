@@ -9,7 +9,6 @@ read by memory map, one tensor at a time. Code and pickles in a checkpoint are n
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -138,23 +137,15 @@ class Checkpoint:
                     f"config.json implies {list(shape)}; config and weights do not belong "
                     "together"
                 )
-        for name in self.source.names():
-            if name not in wanted and not self._is_redundant(name):
+        rest = [name for name in self.source.names() if name not in wanted]
+        left_out = set(self.architecture.without(rest))
+        for name in rest:
+            if name not in left_out:
                 raise BadInputError(
                     f"{self.source.path(name)}: {name!r} is not a tensor of a "
                     f"{self.architecture.model_type} as edgekit knows it and cannot be left out; "
                     "give a checkpoint without it"
                 )
-
-    def _is_redundant(self, name: str) -> bool:
-        """Whether the language model does without a tensor: it repeats what config and embedding
-        say (some writers store these), or belongs to a part that the family's row leaves out."""
-        architecture = self.architecture
-        tied_head = name == architecture.head + ".weight" and architecture.tie_word_embeddings
-        if tied_head or name.endswith(".rotary_emb.inv_freq"):
-            return True
-        last = str(architecture.num_hidden_layers)
-        return any(re.fullmatch(p.replace("{n}", last), name) for p in architecture.ignored)
 
     @property
     def specs(self) -> list[TensorSpec]:
@@ -165,7 +156,7 @@ class Checkpoint:
         """One tensor of the architecture as float32, or some of its rows, in its own order."""
         spec = self.architecture.by_name[name]
         part = spec.source
-        if part.whole and not part.split:
+        if part.whole:
             return self.source.float32(part.tensor, rows)
         values = part.read(lambda stored: self.source.float32(part.tensor, stored))
         whole = np.ascontiguousarray(values).reshape(spec.shape)

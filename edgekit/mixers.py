@@ -1,4 +1,4 @@
-"""What mixes the tokens of a layer: attention of several kinds, or a short convolution.
+"""What mixes the tokens of a layer: attention of several kinds, or a state instead of a cache.
 
 Part of the words of :mod:`edgekit.architecture`, from where they are imported.
 """
@@ -160,11 +160,6 @@ class ShortConv:
     bias: bool = False
 
     @property
-    def cache_values(self) -> int:
-        """Values that the cache keeps of one token: its state does not grow."""
-        return 0
-
-    @property
     def state_values(self) -> int:
         """Values of the state of one sequence."""
         return (self.length - 1) * self.size
@@ -211,11 +206,6 @@ class GatedDelta:
     def conv_size(self) -> int:
         """Channels of the convolution: queries, keys and values."""
         return 2 * self.key_size + self.value_size
-
-    @property
-    def cache_values(self) -> int:
-        """Values that the cache keeps of one token: its states do not grow."""
-        return 0
 
     @property
     def state_values(self) -> int:
@@ -265,11 +255,6 @@ class SelectiveScan:
     def conv_size(self) -> int:
         """Channels of the convolution: x, B and C."""
         return self.size + 2 * self.group_size
-
-    @property
-    def cache_values(self) -> int:
-        """Values that the cache keeps of one token: its states do not grow."""
-        return 0
 
     @property
     def state_values(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as brief  # an absurd value must not fill the screen
@@ -36,10 +35,8 @@ def resembling(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]])
         except BadInputError:
             continue
         wanted = {spec.source.tensor: spec.source.shape for spec in architecture.tensors()}
-        last = str(architecture.num_hidden_layers)
-        left_out = [re.compile(p.replace("{n}", last)) for p in architecture.ignored]
         rest = shapes.keys() - wanted.keys()
-        known = all(any(p.fullmatch(n) for p in left_out) for n in rest)
+        known = len(architecture.without(rest)) == len(rest)
         if known and all(shapes.get(n) == shape for n, shape in wanted.items()):
             found.append(name)
     return found

@@ -84,6 +84,16 @@ def test_tensors_of_no_family_resemble_none(tiny_model, tmp_path):
         Checkpoint(directory)
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"])
+def test_tensors_that_repeat_others_hide_no_resemblance(tiny_model, name):
+    directory = tiny_model("llama", tie_word_embeddings=True)
+    config = json.loads((directory / "config.json").read_text())
+    tensors, _ = read_header(directory / "model.safetensors")
+    shapes = {stored: info.shape for stored, info in tensors.items()}
+    shapes[name] = shapes["model.embed_tokens.weight"] if "head" in name else (8,)
+    assert "llama" in resembling(config, shapes)
+
+
 @pytest.mark.parametrize("family", sorted(FAMILY_OPTIONS))
 def test_every_family_resembles_itself(tiny_model, family):
     directory = tiny_model(family)
@@ -100,6 +110,7 @@ def test_as_reads_it_as_that_family_under_the_gate(tiny_model, tmp_path, capsys)
     variant.mkdir()
     compile_variant(packed, ["openvino-cpu"], variant, Silent())
     report, _ = check_parity(variant, ["openvino-cpu"], Silent())
+    assert [r.target for r in report.results] == ["openvino-cpu"]
     report.require()
     assert describe(json.loads((variant / "config.json").read_text())).model_type == "qwen3_moe"
 
