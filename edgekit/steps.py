@@ -153,7 +153,8 @@ def _compile(recipe: Recipe) -> Step:
         return compile_checked(c.inputs["quantize"], targets, c.out, c.progress, checks)
 
     params = {"targets": targets, "prove": prove}
-    return Step("compile", ("runtimes", "parity"), ("quantize",), params, run)
+    parts = ("distill", "quantize", "runtimes", "parity")  # the reference runs in the first two
+    return Step("compile", parts, ("quantize",), params, run)
 
 
 def _evaluate(recipe: Recipe) -> Step:
