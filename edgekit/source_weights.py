@@ -165,7 +165,7 @@ class SourceWeights:
         """
         tensor = self._get(name)
         if isinstance(tensor, IntegerMatrix):
-            return tensor.misfit()
+            return tensor.misfit
         return f"it is stored as {tensor.dtype}, not as integers"
 
     def codes(self, name: str, rows: slice | None = None) -> Codes | None:
@@ -177,7 +177,10 @@ class SourceWeights:
         if not isinstance(tensor, IntegerMatrix):
             return None
         start, stop = _range(tensor, name, rows)
-        return tensor.codes(start, stop)
+        codes = tensor.codes(start, stop)
+        for part in tensor.parts:
+            self._tensors.forget(part)
+        return codes
 
 
 def _range(tensor: StoredTensor, name: str, rows: slice | None) -> tuple[int, int]:

@@ -35,7 +35,7 @@ class Part:
     @property
     def whole(self) -> bool:
         """Whether the part is the stored tensor itself."""
-        return not (self.index or self.transposed or self.axes)
+        return not (self.split or self.index or self.transposed or self.axes)
 
     @property
     def rows(self) -> slice | None:

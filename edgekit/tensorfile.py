@@ -209,8 +209,8 @@ class TensorFile:
         dtype = self.info(name).dtype
         if dtype in FLOAT8:
             raise BadInputError(
-                f"{self.path}: tensor {name!r} is {dtype}; float8 weights are not read yet, "
-                "convert the checkpoint to bfloat16 first"
+                f"{self.path}: tensor {name!r} is float8 ({dtype}) without a scale; download the "
+                "checkpoint again or give it in bfloat16"
             )
         if not dtype.startswith(("F", "BF")):
             raise BadInputError(

@@ -113,7 +113,7 @@ class _Conversion:
     def pieces(self) -> Iterator[_Piece]:
         """All tensors in forward order, the large ones in rows."""
         for spec in self.checkpoint.specs:
-            # a part of a bigger tensor is read as one, whose rows need not lie together
+            # what is stored otherwise is read as one: its rows need not lie together
             if spec.parameters <= PIECE_ELEMENTS or not spec.source.whole:
                 yield _Piece(spec)
                 continue

@@ -31,7 +31,7 @@ from edgekit.config_values import ConfigReader
 from edgekit.source_formats.float8 import Block, float8_tensor, read_block
 from edgekit.source_formats.floats import FLOAT8_WEIGHTS, SCALE_DTYPES, to_float32
 from edgekit.source_formats.gptq import checked_groups
-from edgekit.source_formats.integers import READ_BITS, IntegerMatrix, unpack_words
+from edgekit.source_formats.integers import READ_BITS, IntegerMatrix, unpack_range, unpack_words
 from edgekit.source_formats.settings import Exclusions, compiled, module_of, strings, unsupported
 from edgekit.source_formats.stored import Float, StoredTensor, Tensors, ceil_divide
 
@@ -296,10 +296,7 @@ class CompressedMatrix(IntegerMatrix):
             return None
         stored = self.tensors.array(name)
         if self.tensors.info(name).dtype == "I32":
-            per_word = 32 // self.bits
-            first = start // per_word
-            codes = unpack_words(stored[first : ceil_divide(stop, per_word)].T, self.bits)
-            return codes[:, start - first * per_word : stop - first * per_word].T
+            return unpack_range(stored.T, self.bits, start, stop).T
         signed = stored.astype(np.int16) + self.implicit_zero_point
         if signed.size == 1:
             return np.broadcast_to(signed.reshape(1, 1), (stop - start, 1))

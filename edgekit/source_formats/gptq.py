@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edgekit.config_values import ConfigReader
 from edgekit.source_formats.floats import to_float32
-from edgekit.source_formats.integers import READ_BITS, IntegerMatrix, unpack_words
+from edgekit.source_formats.integers import READ_BITS, IntegerMatrix, unpack_range, unpack_words
 from edgekit.source_formats.settings import compiled, module_of, unsupported
 from edgekit.source_formats.stored import Float, StoredTensor, Tensors, ceil_divide
 
@@ -158,11 +158,7 @@ class GptqMatrix(IntegerMatrix):
 
     def zero_points(self, start: int, stop: int) -> NDArray[Any]:
         """See :class:`IntegerMatrix`."""
-        per_word = 32 // self.bits
-        first = start // per_word
-        words = self.tensors.array(self.parts[1])[:, first : ceil_divide(stop, per_word)]
-        codes = unpack_words(words, self.bits)
-        zeros = codes[:, start - first * per_word : stop - first * per_word].T
+        zeros = unpack_range(self.tensors.array(self.parts[1]), self.bits, start, stop).T
         if not self.less_one:
             return zeros
         if (zeros == (1 << self.bits) - 1).any():

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.source_formats.stored import Float, StoredTensor, Tensors
+from edgekit.source_formats.stored import Float, StoredTensor, Tensors, ceil_divide
 
 READ_BITS = (4, 8)
 
@@ -54,6 +55,14 @@ def unpack_words(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
     codes[..., 0::2] = raw & 15
     codes[..., 1::2] = raw >> 4
     return codes
+
+
+def unpack_range(words: NDArray[np.int32], bits: int, start: int, stop: int) -> NDArray[np.uint8]:
+    """Codes ``start`` to ``stop`` of each row of words [N, W]: [N, stop - start]."""
+    per_word = 32 // bits
+    first = start // per_word
+    codes = unpack_words(words[:, first : ceil_divide(stop, per_word)], bits)
+    return codes[:, start - first * per_word : stop - first * per_word]
 
 
 class IntegerMatrix(StoredTensor):
@@ -116,6 +125,7 @@ class IntegerMatrix(StoredTensor):
             values *= scales[:, groups]
         return values
 
+    @cached_property
     def misfit(self) -> str | None:
         """Why the matrix is not in edgekit's own form; None when it is."""
         rows, columns = self.shape
@@ -136,7 +146,7 @@ class IntegerMatrix(StoredTensor):
 
     def codes(self, start: int, stop: int) -> Codes | None:
         """Rows in edgekit's own form; None when the matrix does not fit (:meth:`misfit`)."""
-        if self.misfit() is not None:
+        if self.misfit is not None:
             return None
         scales = self.scales(start, stop).astype(np.float16)
         return Codes(self.unsigned(start, stop), scales, self.bits, self.group_size)
