@@ -17,7 +17,7 @@ from edgekit.config_values import ConfigReader
 from edgekit.describe_states import with_states
 from edgekit.families import AttentionRow, Family
 from edgekit.family_values import flag, norm_epsilon, number, whole, width
-from edgekit.rope import make_rope, rope_settings, yarn_factor, yarn_scale
+from edgekit.rope import make_rope, rope_kind, rope_settings, yarn_factor, yarn_scale
 
 MAX_HEAD_DIM = 4096
 MAX_HEAD_EXPERTS = 1024
@@ -202,15 +202,14 @@ def _latent(row: Family, read: ConfigReader, layer: int) -> LatentAttention:
     )  # fmt: skip
     scale = (nope + rotary) ** -0.5
     every = settings.number("mscale_all_dim", default=0.0, low=-1e-9, high=1e6)
-    scaled = settings.config.get("rope_type", settings.config.get("type", "default")) != "default"
-    if every and scaled and row.attention.yarn_scales:
+    if every and row.attention.yarn_scales and rope_kind(settings) != "default":
         scale *= yarn_scale(yarn_factor(settings), every) ** 2
     latent_scale = 1.0
     if row.attention.latent_scales:
         hidden = width(read, row.hidden_size)
         latent_scale = (hidden / latent) ** 0.5
         scale *= (hidden / query_rank) ** 0.5 if query_rank else 1.0
-    eps = row.latent_norm_eps
+    eps = 1e-6  # of every family, whatever rms_norm_eps says
     return LatentAttention(
         q="" if query_rank else prefix + "q_proj",
         q_a=prefix + "q_a_proj" if query_rank else "",

@@ -22,8 +22,6 @@ def mixture_layers(row: Family, read: ConfigReader, layers: int) -> list[Mixture
     if row.moe is None:
         return [None] * layers
     sparse = row.moe.sparse(read, layers) if row.moe.sparse else (True,) * layers
-    if not any(sparse):
-        return [None] * layers
     return [_mixture(row, row.moe, read, layer, layers) if sparse[layer] else None
             for layer in range(layers)]  # fmt: skip
 

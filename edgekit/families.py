@@ -235,7 +235,7 @@ class MoeRow:
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the table; ``dense_type`` is the family of a dense student of its shape."""
+    """One row of the table."""
 
     model_type: str
     hf_class: str
@@ -252,7 +252,6 @@ class Family:
     norm_kind: str = "rms"
     norm_eps: Key | float = key("rms_norm_eps", default=1e-6)
     final_norm_eps: Key | float | None = None  # where it differs
-    latent_norm_eps: float = 1e-6
     norm_weight: bool = True
     norm_bias: bool = False
     unit_offset: bool = False
@@ -267,7 +266,6 @@ class Family:
     logit_soft_cap: Key | float = 0.0
     ignored: tuple[str, ...] = ()  # regular expressions of tensors that are not used
     expects: tuple[tuple[str, Any], ...] = ()  # what an option must be, if the config has it
-    dense_type: str = ""
     runtimes: tuple[str, ...] = ("openvino", "onnx")  # that have a graph for it
     layer_scalar: str = ""  # tensor in the layer
     check: Check | None = None  # what a config may not ask for

@@ -16,7 +16,6 @@ from edgekit.families import (
     MoeRow,
     Names,
     SelectiveScanRow,
-    Separate,
     ShortConvRow,
     Stacked,
     key,
@@ -26,6 +25,7 @@ from edgekit.family_parts import (
     GRANITE_MOE,
     GRANITE_SCALES,
     LLAMA,
+    MIXTRAL_EXPERTS,
     SANDWICH,
     window_of,
 )
@@ -146,7 +146,7 @@ HYBRIDS = (
     Family("lfm2", "Lfm2ForCausalLM", width=_lfm2_width, **LFM2),
     Family("lfm2_moe", "Lfm2MoeForCausalLM",
            moe=MoeRow(block="feed_forward.",
-                      experts=Separate("experts.{e}.w1", "experts.{e}.w3", "experts.{e}.w2"),
+                      experts=MIXTRAL_EXPERTS,
                       scoring="sigmoid", normalize=key("norm_topk_prob", default=True),
                       normalize_epsilon=1e-6, scaling=key("routed_scaling_factor", default=1.0),
                       correction="expert_bias",
@@ -212,7 +212,7 @@ HYBRIDS = (
                        shared_names=("gate_proj", "up_proj", "output_linear"),
                        shared_width=(key("shared_intermediate_size", default=1024),),
                        sparse=_granite_sparse),
-           width=key("shared_intermediate_size", default=1024), dense_type="granite",
+           width=key("shared_intermediate_size", default=1024),
            note="ONNX only with attention in all layers",
            **GRANITE_SCALES),
 )  # fmt: skip

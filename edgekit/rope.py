@@ -43,6 +43,11 @@ def rope_settings(read: ConfigReader, layer_type: str = "") -> ConfigReader:
     return ConfigReader({**outer, **value}, f"{read.source}: rope_parameters")
 
 
+def rope_kind(settings: ConfigReader) -> Any:
+    """The variant that the config names; unchecked."""
+    return settings.config.get("rope_type") or settings.config.get("type") or "default"
+
+
 def make_rope(
     settings: ConfigReader,
     head_dim: int,
@@ -57,7 +62,7 @@ def make_rope(
     """
     theta = settings.number("rope_theta", default=theta, low=1.0, high=1e12)
     partial = settings.number("partial_rotary_factor", default=partial, low=0.0, high=1.000001)
-    kind = settings.config.get("rope_type") or settings.config.get("type") or "default"
+    kind = rope_kind(settings)
     if kind == "proportional":
         return _proportional(settings, theta, head_dim, partial, interleaved)
     size = int(head_dim * partial)

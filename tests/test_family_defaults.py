@@ -42,6 +42,7 @@ def resolved(config: dict):
 @pytest.mark.parametrize("family", sorted(FAMILY_OPTIONS))
 def test_what_a_config_leaves_out_is_what_its_class_fills_in(family):
     full = filled({"model_type": family, **COMMON, **FAMILY_OPTIONS[family]})
+    assert resolved(full) is not None
     wrong = []
     for name in sorted(full.keys() - UNRELATED - NESTED - SIZES - BOUNDS):
         for kind in ("absent", "null"):
@@ -97,3 +98,13 @@ def test_layers_that_qwen2_windows_by_default(used):
     }  # fmt: skip
     windows = [layer.attention.window for layer in describe(config).layers]
     assert windows == [8 * (used and i >= 28) for i in range(30)]
+
+
+def test_a_null_rotary_type_scales_neither_frequencies_nor_latent_attention():
+    config = {"model_type": "deepseek_v3", **COMMON, **FAMILY_OPTIONS["deepseek_v3"]}
+    rope = config["rope_parameters"]
+    null, default = (
+        describe({**config, "rope_parameters": {**rope, "rope_type": kind}})
+        for kind in (None, "default")
+    )
+    assert null == default != describe(config)
