@@ -7,7 +7,7 @@ without quantized activations when ``exact``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,18 +38,11 @@ class OpenVINOSession:
     def __init__(self, variant: Path, device: str = "CPU", exact: bool = False) -> None:
         import openvino as ov
 
+        from edgekit.runtimes.openvino_engine import EXACT, GRAPH, WEIGHTS
+
         core = ov.Core()
-        model = core.read_model(
-            str(variant / "openvino" / "openvino_model.xml"), str(variant / "weights.safetensors")
-        )
-        options: dict[str, Any] = {}
-        if exact:
-            options = {
-                "INFERENCE_PRECISION_HINT": "f32",
-                "KV_CACHE_PRECISION": "f32",
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-            }
-        self.compiled = core.compile_model(model, device, options)
+        model = core.read_model(str(variant / GRAPH), str(variant / WEIGHTS))
+        self.compiled = core.compile_model(model, device, dict(EXACT) if exact else {})
         self._request = self.compiled.create_infer_request()
 
     def run(self, tokens: Tokens, mask: Tokens) -> NDArray[np.float32]:
@@ -92,7 +85,8 @@ class OnnxSession:
         """Logits [B, T, vocab_size]."""
         if not self._past:
             self._past = {
-                i.name: np.zeros(_empty(len(tokens), i.shape), np.float32) for i in self._caches
+                i.name: np.zeros(empty_shape(len(tokens), i.shape), np.float32)
+                for i in self._caches
             }
         logits, *present = self._session.run(
             None, {"input_ids": tokens, "attention_mask": mask, **self._past}
@@ -106,6 +100,6 @@ class OnnxSession:
         self._past = {}
 
 
-def _empty(batch: int, shape: list[int | str]) -> list[int]:
+def empty_shape(batch: int, shape: list[int | str]) -> list[int]:
     """The shape of a cache before the first token; its names stand for lengths."""
     return [batch, *(size if isinstance(size, int) else 0 for size in shape[1:])]

@@ -31,7 +31,7 @@ from edgekit.runtimes.openvino_engine import (
     NPU_ANSWER,
     NPU_PROMPT,
     WEIGHTS,
-    device_properties,
+    last_line,
 )
 from edgekit.text import ChatTokenizer
 
@@ -65,7 +65,7 @@ def prove_static(
     steps = min(STEPS, answer_length)
     expected, answer = _decode(variant, "CPU", dict(EXACT), tokens, steps)
     properties = {
-        **npu_properties(variant, prompt_length, answer_length),
+        **npu_properties(prompt_length, answer_length),
         **npu_compile_probe.PINNED,
         "NPUW_DEVICES": "CPU",
         "INFERENCE_PRECISION_HINT": "f32",
@@ -97,11 +97,8 @@ def prove_compiled(
         BadInputError: there is no OpenVINO graph, or ``lab`` is not a lab.
         MissingRuntimeError: the compiler is not here, or Windows Python did not run.
     """
-    _require_graph(variant)
     start = time.perf_counter()
-    seen = ask_compiler(
-        variant, platform, npu_properties(variant, prompt_length, answer_length), lab
-    )
+    seen = ask_compiler(variant, platform, npu_properties(prompt_length, answer_length), lab)
     error = explain(seen)
     return NpuProof(
         platform=platform,
@@ -147,11 +144,9 @@ def prove(
     return proofs
 
 
-def npu_properties(variant: Path, prompt_length: int, answer_length: int) -> dict[str, str]:
-    """The engine's properties of the NPU as the plugin spells them, for fixed lengths."""
-    engine = device_properties(variant, "NPU")
+def npu_properties(prompt_length: int, answer_length: int) -> dict[str, str]:
+    """The fixed lengths of the static pipeline as the NPU's plugin spells them."""
     return {
-        **{name: str(value) for name, value in engine.items() if name.startswith("NPUW_")},
         "NPUW_LLM_MAX_PROMPT_LEN": str(prompt_length),
         "NPUW_LLM_MIN_RESPONSE_LEN": str(answer_length),
     }
@@ -219,10 +214,9 @@ def _decode(
         model = core.read_model((variant / GRAPH).read_bytes(), weights)
         compiled = core.compile_model(model, device, properties)
     except RuntimeError as error:  # what OpenVINO raises for everything
-        reason = (str(error).strip().splitlines() or ["no message"])[-1]
         raise BadInputError(
-            f"{variant}: the {device} pipeline of OpenVINO refuses the graph ({reason}); compile "
-            "it again"
+            f"{variant}: the {device} pipeline of OpenVINO refuses the graph ({last_line(error)}); "
+            "compile it again"
         ) from error
     request = compiled.create_infer_request()
     rows, chosen, tokens, past = [], [], list(prompt), 0

@@ -19,10 +19,10 @@ from edgekit.describe import describe
 from edgekit.errors import BadInputError, EdgekitError, MissingRuntimeError, missing_extra
 from edgekit.runtimes.answers import bounded_tokens, token_events
 from edgekit.runtimes.engine import Message, Sampling, TokenEvent
+from edgekit.runtimes.graph_sessions import PROVIDERS, empty_shape
 from edgekit.text import ChatTokenizer
 
 SPARSE_VERSION = (1, 32)  # its QMoE knows accuracy_level; DirectML builds are at 1.24
-PROVIDERS = {"CPU": "CPUExecutionProvider", "DML": "DmlExecutionProvider"}
 
 
 class OnnxEngine:
@@ -140,9 +140,8 @@ class OnnxEngine:
             "input_ids": ids, "attention_mask": np.ones_like(ids)
         }  # fmt: skip
         for cache in self._session.get_inputs():
-            if cache.name not in inputs:  # empty; a name in a shape stands for a length
-                sizes = [size if isinstance(size, int) else 0 for size in cache.shape[1:]]
-                inputs[cache.name] = np.zeros([1, *sizes], np.float32)
+            if cache.name not in inputs:
+                inputs[cache.name] = np.zeros(empty_shape(1, cache.shape), np.float32)
         result: NDArray[np.float32] = self._session.run(["logits"], inputs)[0][0]
         return result
 

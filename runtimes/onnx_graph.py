@@ -39,18 +39,18 @@ def write_onnx(variant: Path, accuracy_level: int = INT8_ACTIVATIONS) -> None:
         BadInputError: ``variant`` is not a quantized checkpoint of a known family.
         MissingRuntimeError: the ``onnx`` package is not installed.
     """
-    architecture = describe(read_config(variant), str(variant / "config.json"))
-    write_onnx_graph(variant, accuracy_level)
+    architecture = write_onnx_graph(variant, accuracy_level)
     ends = ChatTokenizer(variant).end_tokens
     write_json(variant / "genai_config.json", genai_config(architecture, ends))
 
 
-def write_onnx_graph(variant: Path, accuracy_level: int, name: str = GRAPH) -> None:
-    """Write the graph alone, as ``name`` inside the variant."""
+def write_onnx_graph(variant: Path, accuracy_level: int, name: str = GRAPH) -> Architecture:
+    """Write the graph alone, as ``name`` inside the variant; returns what it computes."""
     architecture = describe(read_config(variant), str(variant / "config.json"))
     builder = GraphBuilder(variant / WEIGHTS, WEIGHTS)
     matrices = Matrices(builder, architecture, read_scheme(variant), accuracy_level)
     (variant / name).write_bytes(_Decoder(matrices, architecture).build())
+    return architecture
 
 
 class _Decoder:

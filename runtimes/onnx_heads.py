@@ -16,8 +16,7 @@ def expert_queries(m: Matrices, x: str, a: Attention, e: HeadExperts) -> tuple[s
     """Queries of the chosen experts [B, T, heads * D] and gates of their slots [B, T, k, E]."""
     b, name = m.b, e.router
     wide = a.num_key_value_heads * a.head_dim
-    turned = b.node("Transpose", [b.floats(name + ".weight")], name + ".turned", perm=[1, 0])
-    logits = b.node("MatMul", [x, turned], name + ".logits")
+    logits = m.linear(x, name)
     values, indices = name + ".top", name + ".top.indices"
     b.node("TopK", [logits, b.ints(e.top_k)], [values, indices], axis=-1)
     every = b.node("Reshape", [m.linear(x, a.q), b.ints(0, 0, e.num_experts, wide)], name + ".all")

@@ -52,11 +52,7 @@ def mixture(m: Matrices, x: str, hidden_size: int, moe: Mixture) -> str:
         return y
     shared = m.feed_forward(x, moe.shared)
     if moe.shared_gate:
-        turned = b.node(
-            "Transpose", [b.floats(moe.shared_gate + ".weight")], moe.shared_gate + ".turned",
-            perm=[1, 0],
-        )  # fmt: skip
-        gate = b.node("MatMul", [x, turned], moe.shared_gate)
+        gate = m.linear(x, moe.shared_gate)
         gate = b.node("Sigmoid", [gate], gate + ".sigmoid")
         shared = b.node("Mul", [shared, gate], shared + ".gated")
     return b.node("Add", [y, shared], router + ".with_shared")

@@ -102,11 +102,8 @@ class Context:
     def remember(self, x: Node, layer: int, kind: str, heads: int, size: int) -> Node:
         """Append to the cache: ReadValue, reordered by ``beam_idx``, Concat, Assign."""
         b = self.blocks
-        info = VariableInfo()
-        info.data_shape = ov.PartialShape([-1, heads, -1, size])
-        info.data_type = ov.Type.f32
-        info.variable_id = f"past_key_values.{layer}.{kind}present.{layer}.{kind}"
-        variable = Variable(info)
+        name = f"past_key_values.{layer}.{kind}present.{layer}.{kind}"
+        variable = new_variable(name, [-1, heads, -1, size])
         sizes = [self.batch, b.ints(heads), b.ints(0), b.ints(size)]
         empty = op.broadcast(b.scalar(0.0, F32), op.concat(sizes, 0))
         past = op.gather(op6.read_value(empty, variable), self.beam, b.scalar(0))
@@ -261,3 +258,12 @@ def latent_attention(c: Context, x: Node, a: LatentAttention, layer: int) -> Nod
     y = op.matmul(y, op.convert(by_value, "f32"), False, True)
     y = op.reshape(b.heads_first(y), b.ints(0, 0, a.num_heads * a.value_dim), True)
     return b.linear(y, a.o)
+
+
+def new_variable(name: str, shape: list[int]) -> Variable:
+    """A variable of the model's state."""
+    info = VariableInfo()
+    info.data_shape = ov.PartialShape(shape)
+    info.data_type = ov.Type.f32
+    info.variable_id = name
+    return Variable(info)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import openvino as ov
 from openvino import opset6 as op6
 from openvino import opset13 as op
-from openvino.op.util import Variable, VariableInfo
+from openvino.op.util import Variable
 
 from edgekit.architecture import ShortConv
-from edgekit.runtimes.openvino_attention import END, Context
+from edgekit.runtimes.openvino_attention import END, Context, new_variable
 from edgekit.runtimes.openvino_constants import Node
 from edgekit.runtimes.openvino_ops import F32
 
@@ -52,12 +51,3 @@ def state(c: Context, variable: Variable, sizes: list[int]) -> Node:
     b = c.blocks
     empty = op.broadcast(b.scalar(0.0, F32), op.concat([c.batch, b.ints(*sizes)], 0))
     return op.gather(op6.read_value(empty, variable), c.beam, b.scalar(0))
-
-
-def new_variable(name: str, shape: list[int]) -> Variable:
-    """A variable of the model's state."""
-    info = VariableInfo()
-    info.data_shape = ov.PartialShape(shape)
-    info.data_type = ov.Type.f32
-    info.variable_id = name
-    return Variable(info)

@@ -12,9 +12,9 @@ from openvino import opset6 as op6
 from openvino import opset13 as op
 
 from edgekit.architecture import GatedDelta
-from edgekit.runtimes.openvino_attention import Context
+from edgekit.runtimes.openvino_attention import Context, new_variable
 from edgekit.runtimes.openvino_constants import Node
-from edgekit.runtimes.openvino_conv import convolved, new_variable, state
+from edgekit.runtimes.openvino_conv import convolved, state
 from edgekit.runtimes.openvino_ops import Blocks
 
 EPSILON = 1e-6  # of the unit queries and keys

@@ -111,12 +111,12 @@ class OpenVINOEngine:
         except RuntimeError as error:  # what OpenVINO raises for everything
             if self.device == "CPU":
                 raise BadInputError(
-                    f"{self._directory}: OpenVINO cannot load it ({_first_line(error)}); verify "
+                    f"{self._directory}: OpenVINO cannot load it ({last_line(error)}); verify "
                     "the pack, or compile again"
                 ) from error
             raise MissingRuntimeError(
                 f"{self.device}: OpenVINO could not load {self._directory} "
-                f"({_first_line(error)}); choose openvino-cpu or another device"
+                f"({last_line(error)}); choose openvino-cpu or another device"
             ) from error
 
     def _tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
@@ -153,7 +153,7 @@ class OpenVINOEngine:
             while (item := received.get()) is not None:
                 if isinstance(item, BaseException):
                     raise MissingRuntimeError(
-                        f"{self.device}: OpenVINO could not run the model ({_first_line(item)}); "
+                        f"{self.device}: OpenVINO could not run the model ({last_line(item)}); "
                         "choose another device"
                     ) from item
                 yield item
@@ -219,5 +219,6 @@ def device_properties(directory: Path, device: str) -> dict[str, str | int]:
     return {}
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1]
+def last_line(error: BaseException) -> str:
+    """The last line of a message, where OpenVINO says what went wrong."""
+    return (str(error).strip().splitlines() or ["no message"])[-1]

@@ -13,9 +13,9 @@ from openvino import opset6 as op6
 from openvino import opset13 as op
 
 from edgekit.architecture import SelectiveScan
-from edgekit.runtimes.openvino_attention import Context
+from edgekit.runtimes.openvino_attention import END, Context, new_variable
 from edgekit.runtimes.openvino_constants import Node
-from edgekit.runtimes.openvino_conv import convolved, new_variable, state
+from edgekit.runtimes.openvino_conv import convolved, state
 from edgekit.runtimes.openvino_ops import Blocks
 
 UNBOUNDED = (0.0, float("inf"))
@@ -110,7 +110,7 @@ def _chunk(b: Blocks, parts: list[Node], places: Node, known: Node) -> tuple[Nod
     within = op.matmul(op.multiply(op.matmul(queries, keys, False, True), fading), values,
                        False, False)  # fmt: skip
     carried = op.multiply(op.matmul(queries, known, False, True), op.exp(total))
-    last = op.slice(total, b.ints(-1), b.ints(2**63 - 1), b.ints(1), b.ints(2))
+    last = op.slice(total, b.ints(-1), b.ints(END), b.ints(1), b.ints(2))
     left = op.multiply(values, op.exp(op.subtract(last, total)))
     new = op.add(op.multiply(known, op.exp(last)), op.matmul(left, keys, True, False))
     return op.add(within, carried), new

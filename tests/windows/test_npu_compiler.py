@@ -53,7 +53,7 @@ def test_a_sparse_model_compiles(variant):
 
 def test_a_platform_that_does_not_exist_is_refused(variant):
     directory = variant("llama", "int4-channel")
-    seen = ask_compiler(directory, "9999", npu_properties(directory, 1024, 128), LAB)
+    seen = ask_compiler(directory, "9999", npu_properties(1024, 128), LAB)
     assert "9999" in explain(seen)
 
 
