@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.architecture import Architecture
+from edgekit.evaluate import log_softmax
 from edgekit.runtimes.graph_sessions import GraphSession
 
 LONGEST = 1024  # tokens of a case: float32 references take long on more
@@ -127,9 +128,3 @@ def compare(reference: list[Float], found: list[Float]) -> Difference:
 
 
 TIE = 0.01  # of a logit: beyond it a difference is no rounding
-
-
-def log_softmax(logits: Float) -> NDArray[np.float64]:
-    """Log-probabilities over the last axis, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

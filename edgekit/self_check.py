@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit.atomic import write_json
 from edgekit.errors import BadInputError
+from edgekit.evaluate import log_softmax
 from edgekit.parity import compiled_targets, open_session
-from edgekit.parity_cases import Case, Float, log_softmax, run_case
+from edgekit.parity_cases import Case, Float, run_case
 from edgekit.rules import TARGETS
 
 FILE_NAME = "reference.json"
