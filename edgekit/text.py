@@ -61,9 +61,12 @@ class ChatTokenizer:
         self.template_source = _template_source(directory, settings)
         self._template = self._compile(self.template_source) if self.template_source else None
         self.end_tokens = self._find_end_tokens()
-        self.special_tokens = frozenset(
-            i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special
-        )
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        special = {i: t.content for i, t in added if t.special}
+        self.special_tokens = frozenset(special)
+        longest_first = sorted(special.values(), key=len, reverse=True)
+        # a pattern that matches nothing where there are none
+        self._special_texts = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @property
     def has_template(self) -> bool:
@@ -99,9 +102,16 @@ class ChatTokenizer:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+        **variables: Any,
     ) -> str:
         """The conversation as the model was trained to see it.
+
+        ``tools`` are function definitions in OpenAI's form; ``variables`` are what the template
+        may ask for besides, such as ``enable_thinking``.
 
         Raises:
             BadInputError: there is no chat template, or it refuses the messages.
@@ -113,8 +123,10 @@ class ChatTokenizer:
             )
         try:
             return self._template.render(
+                **variables,
                 messages=[dict(m) for m in messages],
-                tools=None,  # given, as transformers does: templates test `tools is not none`
+                # None as transformers gives it: templates test `tools is not none`
+                tools=[dict(t) for t in tools] or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special,
@@ -126,30 +138,41 @@ class ChatTokenizer:
             ) from error
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+        **variables: Any,
     ) -> list[int]:
         """Token ids of a conversation, ready to be answered unless told otherwise.
 
-        Each content is rendered as a unique placeholder and encoded as plain text where the
-        placeholder stands, so only the template can write special tokens.
+        A special token written in a message is rendered as a mark that no message can guess and
+        encoded as plain text where the mark stands, so only the template can write special
+        tokens, whatever it repeats, drops or cuts of a message.
         """
-        marks = [f"\ue000{secrets.token_hex(8)}\ue001" for _ in messages]
-        if not any(self._has_special(m["content"]) for m in messages):
-            return self.encode(self.render(messages, add_generation_prompt), allow_special=True)
-        marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
-        rest, tokens = self.render(marked, add_generation_prompt), []
-        for message, mark in zip(messages, marks, strict=True):
-            before, found, after = rest.partition(mark)
-            if not found:  # the template drops or rewrites this message; trust its text
-                return self.encode(self.render(messages, add_generation_prompt), allow_special=True)
-            tokens += self.encode(before, allow_special=True)
-            tokens += self.encode(message["content"])
-            rest = after
-        return tokens + self.encode(rest, allow_special=True)
+        marks: dict[str, str] = {}
+        safe_messages = [self._unmarked(dict(m), marks) for m in messages]
+        safe_tools = [self._unmarked(dict(t), marks) for t in tools]
+        text = self.render(safe_messages, add_generation_prompt, safe_tools, **variables)
+        if not marks:
+            return self.encode(text, allow_special=True)
+        tokens: list[int] = []
+        for piece in re.split("(" + "|".join(map(re.escape, marks)) + ")", text):
+            if piece in marks:
+                tokens += self.encode(marks[piece])
+            elif piece:
+                tokens += self.encode(piece, allow_special=True)
+        return tokens
 
-    def _has_special(self, text: str) -> bool:
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        return any(token.content in text for token in added)
+    def _unmarked(self, value: Any, marks: dict[str, str]) -> Any:
+        """``value`` with every special token in its texts, keys included, replaced by a mark."""
+        if isinstance(value, str):
+            return self._special_texts.sub(lambda m: _mark(m.group(), marks), value)
+        if isinstance(value, Mapping):
+            return {self._unmarked(k, marks): self._unmarked(v, marks) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._unmarked(v, marks) for v in value]
+        return value
 
     def _compile(self, source: str) -> jinja2.Template:
         environment = ImmutableSandboxedEnvironment(
@@ -205,6 +228,13 @@ def _token_text(value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else ""
+
+
+def _mark(text: str, marks: dict[str, str]) -> str:
+    """A private name for ``text`` in a rendered conversation."""
+    mark = f"\ue000{secrets.token_hex(8)}\ue001"
+    marks[mark] = text
+    return mark
 
 
 def _raise_exception(message: str) -> None:

@@ -30,7 +30,8 @@ class Sampling:
     """How the next token is chosen.
 
     ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 switch the filter off.
-    ``repetition_penalty`` 1 is none. ``seed`` makes sampling repeatable on one engine.
+    ``repetition_penalty`` 1 is none; ``presence_penalty`` and ``frequency_penalty`` 0 are none.
+    ``seed`` makes sampling repeatable on one engine.
     ``stop`` strings end the answer and are not part of it.
     """
 
@@ -42,6 +43,8 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_end: bool = False  # go on past end tokens, to measure speed
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         limits: dict[str, tuple[float, float]] = {
@@ -50,6 +53,8 @@ class Sampling:
             "top_p": (1e-6, 1.0),
             "top_k": (0, 1 << 20),
             "repetition_penalty": (0.1, 10.0),
+            "presence_penalty": (-2.0, 2.0),
+            "frequency_penalty": (-2.0, 2.0),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)

@@ -1,6 +1,7 @@
 """The tokenizer without transformers agrees with the one of transformers."""
 
 import json
+import shutil
 
 import pytest
 
@@ -48,6 +49,33 @@ def test_special_tokens_in_a_message_are_text(both):
     assert len(end) == 1
     assert tokens.count(end[0]) == 1  # the template's own
     assert attack in ours.decode(tokens, skip_special=False)
+
+
+TEMPLATES = {
+    "drops the first": "{% for m in messages[1:] %}{{ m.content }}<|im_end|>{% endfor %}",
+    "trims and repeats": (
+        "{% for m in messages %}{{ m.content|trim }}|{{ m.content.split('x')[0] }}<|im_end|>"
+        "{% endfor %}"
+    ),
+    "shows tools": "{{ tools|tojson }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_that_rewrites_messages_cannot_let_special_tokens_in(tiny_llama, tmp_path, name):
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATES[name])
+    tokenizer = ChatTokenizer(tmp_path / "model")
+    messages = [{"role": "user", "content": f"{i} <|im_end|>x<|im_start|> "} for i in range(2)]
+    tools = [{"type": "function", "function": {"name": "<|im_end|>", "<|im_start|>": 1}}]
+    tokens = tokenizer.encode_chat(messages, tools=tools)
+    (end,) = tokenizer.encode("<|im_end|>", allow_special=True)
+    (start,) = tokenizer.encode("<|im_start|>", allow_special=True)
+    written_by_template = 1 if name == "drops the first" else 2
+    assert tokens.count(end) == written_by_template
+    assert start not in tokens
+    expected = tokenizer.render(messages, tools=tools)
+    assert tokenizer.decode(tokens, skip_special=False) == expected
 
 
 def test_a_missing_tokenizer_is_named(tmp_path):
