@@ -1,0 +1,1 @@
+"""The local server: one model behind the APIs that programs already speak."""
