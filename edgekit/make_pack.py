@@ -43,51 +43,68 @@ def make_pack(
     progress: Progress,
 ) -> Manifest:
     """Write the pack into the existing, empty directory ``out``."""
-    architecture = describe(read_config(variant))
-    moe = architecture.moe
-    name = "sparse" if moe else "dense"
-    files = copy_variant(variant, out, name, progress)
-    weights = next(f.size for f in files if f.path == WEIGHTS)
-    context = max(t.context for t in recipe.targets)
     versions = tool_versions()
-    runtimes = {t.name.split("-")[0] for t in recipe.targets}
+    packed = pack_variant(
+        variant, _targets(recipe, evaluation, variant), max(t.context for t in recipe.targets), out,
+        progress,
+    )  # fmt: skip
     manifest = Manifest(
         name=recipe.pack.name,
         version=recipe.pack.version,
         license=recipe.pack.license or recipe.teacher.license,
         teacher=Teacher(name=recipe.teacher.model.rstrip("/").split("/")[-1],
                         digest=teacher_digest),
-        student=Student(
-            architecture=architecture.model_type,
-            parameters=architecture.parameters(),
-            active_parameters=architecture.active_parameters(),
-            num_experts=moe.num_experts if moe else 0,
-            num_experts_per_tok=moe.num_experts_per_tok if moe else 0,
-            context_length=architecture.context_length,
-            scheme=read_scheme(variant).name,
-        ),
+        student=student_of(variant),
         lineage=_lineage(recipe, records, versions),
-        variants=[
-            Variant(
-                id=name,
-                weights_file=WEIGHTS,
-                targets=_targets(recipe, evaluation, variant),
-                minimum_runtime_versions={
-                    package: versions[package]
-                    for package in (RUNTIME_PACKAGES[r] for r in sorted(runtimes))
-                    if package in versions
-                },
-                memory_estimate_bytes=weights + context * architecture.kv_bytes_per_token(4)
-                + FIXED_MEMORY,
-                files=files,
-            )
-        ],
+        variants=[packed],
         gates=list(gates) if not recipe.pack.reproducible else [
             g for g in gates if "second" not in g.name and "first_token" not in g.name
         ],
     )  # fmt: skip
     write_manifest(out, manifest)
     return manifest
+
+
+def student_of(variant: Path) -> Student:
+    """What the manifest says about the model in ``variant``."""
+    architecture = describe(read_config(variant))
+    moe = architecture.moe
+    return Student(
+        architecture=architecture.model_type,
+        parameters=architecture.parameters(),
+        active_parameters=architecture.active_parameters(),
+        num_experts=moe.num_experts if moe else 0,
+        num_experts_per_tok=moe.num_experts_per_tok if moe else 0,
+        context_length=architecture.context_length,
+        scheme=read_scheme(variant).name,
+    )
+
+
+def pack_variant(
+    variant: Path, targets: list[TargetResult], context: int, out: Path, progress: Progress
+) -> Variant:
+    """Copy ``variant`` into the pack under construction ``out`` and describe it.
+
+    ``context`` is the length in tokens for which the memory is estimated.
+    """
+    architecture = describe(read_config(variant))
+    name = "sparse" if architecture.moe else "dense"
+    files = copy_variant(variant, out, name, progress)
+    weights = next(f.size for f in files if f.path == WEIGHTS)
+    versions = tool_versions()
+    runtimes = {t.target.split("-")[0] for t in targets}
+    return Variant(
+        id=name,
+        weights_file=WEIGHTS,
+        targets=targets,
+        minimum_runtime_versions={
+            package: versions[package]
+            for package in (RUNTIME_PACKAGES[r] for r in sorted(runtimes))
+            if package in versions
+        },
+        memory_estimate_bytes=weights + context * architecture.kv_bytes_per_token(4) + FIXED_MEMORY,
+        files=files,
+    )
 
 
 def _targets(recipe: Recipe, evaluation: EvaluationReport, variant: Path) -> list[TargetResult]:
