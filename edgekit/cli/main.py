@@ -26,6 +26,8 @@ VERBS = {
     "parity": "compare the compiled graphs with PyTorch",
     "pack": "make, show, verify or archive a pack",
     "chat": "talk to a pack",
+    "serve": "answer programs over a local API: OpenAI's, Anthropic's, Ollama's",
+    "assistant": "the desktop assistant: chat, documents and history, private and offline",
     "bench": "measure a pack's speed on every target",
     "devices": "what this machine has, and what would be chosen",
     "doctor": "check the installation and say what to do",
@@ -38,6 +40,8 @@ EXTRAS = {
          "pyarrow"), "build",
     ),
     **dict.fromkeys(("onnxruntime", "onnxruntime_genai"), "onnx"),
+    **dict.fromkeys(("starlette", "uvicorn", "llguidance"), "serve"),
+    **dict.fromkeys(("httpx", "markdown_it", "nh3", "pypdfium2", "mcp", "webview"), "assistant"),
 }  # fmt: skip
 INTERRUPTED = "interrupted; run the same command again to continue"
 
