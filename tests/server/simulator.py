@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
 from pathlib import Path
 from typing import NoReturn
 
@@ -127,7 +126,7 @@ class ScriptedBatchEngine:
         tokens = self.tokenizer.encode(script) if isinstance(script, str) else list(script)
         if not job.sampling.ignore_end:
             tokens = [*tokens, min(self.tokenizer.end_tokens)]
-        cached = max((len(commonprefix([job.prompt, j.prompt])) for j in self.jobs), default=0)
+        cached = max((_common(job.prompt, j.prompt) for j in self.jobs), default=0)
         run = ScriptedRun(tokens[:limit], min(cached, len(job.prompt) - 1), job.top_logprobs)
         self.jobs.append(job)
         self._runs.append(run)
@@ -152,3 +151,8 @@ class ScriptedBatchEngine:
 def refusing_loader(*_: object, **__: object) -> NoReturn:
     """Stands in for ``load_batch_engine`` where no engine can be had."""
     raise MissingRuntimeError("device NPU is not on this machine; choose openvino-cpu")
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the prefix that two prompts share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
