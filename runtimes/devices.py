@@ -15,6 +15,7 @@ from edgekit.progress import Progress
 from edgekit.rules import TARGETS
 
 PREFERENCE = ("openvino-gpu", "onnx-dml", "openvino-cpu", "onnx-cpu", "openvino-npu")
+NOT_INSTALLED = "not installed"
 
 
 class Device(BaseModel):
@@ -25,6 +26,20 @@ class Device(BaseModel):
     target: str
     available: bool
     detail: str
+
+
+class Reason(BaseModel):
+    """Why a target is chosen or not.
+
+    ``code`` is "chosen", "available" (another one comes first), "not_compiled" (the pack has no
+    variant for it), "no_device" or "no_runtime"; ``text`` says it in words.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    target: str
+    code: str
+    text: str
 
 
 def list_devices() -> list[Device]:
@@ -40,7 +55,7 @@ def list_devices() -> list[Device]:
             name = provider[target.device] if provider[target.device] in onnx else ""
             missing = (
                 "ONNX Runtime has no such provider here" if onnx
-                else 'not installed: pip install "edgekit[onnx]"'
+                else f'{NOT_INSTALLED}: pip install "edgekit[onnx]"'
             )  # fmt: skip
         result.append(Device(target=target.name, available=bool(name), detail=name or missing))
     return result
@@ -51,18 +66,27 @@ def choose(targets: Sequence[str]) -> tuple[str, list[str]]:
 
     The empty string means that none of them can run here.
     """
-    devices = {d.target: d for d in list_devices()}
+    chosen, reasons = consider(targets, list_devices())
+    return chosen, [f"{r.target}: {r.text}" for r in reasons]
+
+
+def consider(targets: Sequence[str], devices: Sequence[Device]) -> tuple[str, list[Reason]]:
+    """The target to use on a machine with ``devices``, or "", and why, in order of preference."""
+    here = {d.target: d for d in devices}
     chosen, reasons = "", []
     for target in PREFERENCE:
+        device = here[target]
         if target not in targets:
-            reasons.append(f"{target}: the pack was not compiled for it")
-        elif not devices[target].available:
-            reasons.append(f"{target}: {devices[target].detail}")
+            code, text = "not_compiled", "the pack was not compiled for it"
+        elif not device.available:
+            code = "no_runtime" if device.detail.startswith(NOT_INSTALLED) else "no_device"
+            text = device.detail
         elif chosen:
-            reasons.append(f"{target}: would do, {chosen} comes first")
+            code, text = "available", f"would do, {chosen} comes first"
         else:
             chosen = target
-            reasons.append(f"{target}: chosen ({devices[target].detail})")
+            code, text = "chosen", f"chosen ({device.detail})"
+        reasons.append(Reason(target=target, code=code, text=text))
     return chosen, reasons
 
 
