@@ -31,8 +31,8 @@ class Device(BaseModel):
 class Reason(BaseModel):
     """Why a target is chosen or not.
 
-    ``code`` is "chosen", "available" (another one comes first), "not_compiled" (the pack has no
-    variant for it), "no_device" or "no_runtime"; ``text`` says it in words.
+    ``code`` is "chosen", "later" (another one comes first), "not_compiled" (the pack has no
+    variant for it), "device_missing" or "runtime_missing"; ``text`` says it in words.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,10 +79,10 @@ def consider(targets: Sequence[str], devices: Sequence[Device]) -> tuple[str, li
         if target not in targets:
             code, text = "not_compiled", "the pack was not compiled for it"
         elif not device.available:
-            code = "no_runtime" if device.detail.startswith(NOT_INSTALLED) else "no_device"
+            code = "runtime_missing" if device.detail.startswith(NOT_INSTALLED) else "device_missing"
             text = device.detail
         elif chosen:
-            code, text = "available", f"would do, {chosen} comes first"
+            code, text = "later", f"would do, {chosen} comes first"
         else:
             chosen = target
             code, text = "chosen", f"chosen ({device.detail})"
