@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from edgekit.mixers import (
     Attention,
@@ -29,7 +30,7 @@ from edgekit.stored_parts import Part
 __all__ = [
     "Architecture", "Attention", "Beside", "FeedForward", "GatedDelta", "HeadExperts",
     "LatentAttention", "Layer", "Mixer", "Mixture", "Norm", "Rope", "SelectiveScan", "ShortConv",
-    "Temperature",     "TensorSpec",
+    "Temperature", "TensorSpec", "TensorTable",
 ]  # fmt: skip
 
 
@@ -166,6 +167,21 @@ class TensorSpec:
         for side in self.shape:
             count *= side
         return count
+
+
+class TensorTable(Protocol):
+    """A model that is known by its tensors: a decoder's :class:`Architecture` or an encoder."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+
+    @property
+    def by_name(self) -> dict[str, TensorSpec]:
+        """The tensors by name."""
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Every tensor of the unquantized weights, in the order of the file."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgekit.architecture import Architecture, TensorSpec
+from edgekit.architecture import TensorSpec, TensorTable
 from edgekit.errors import BadInputError
 from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Scheme, float_dtype
 from edgekit.tensorfile import TensorInfo
 
 
-def misfit(architecture: Architecture, scheme: Scheme) -> TensorSpec | None:
+def misfit(architecture: TensorTable, scheme: Scheme) -> TensorSpec | None:
     """The first matrix that ``scheme`` cannot store; packed rows are whole 32-bit words."""
     for spec in architecture.tensors():
         packing = scheme.packing(spec)
@@ -19,7 +19,7 @@ def misfit(architecture: Architecture, scheme: Scheme) -> TensorSpec | None:
     return None
 
 
-def check_groups(architecture: Architecture, scheme: Scheme, source: str) -> None:
+def check_groups(architecture: TensorTable, scheme: Scheme, source: str) -> None:
     """Refuse a group size that does not divide every input dimension.
 
     Raises:
@@ -35,7 +35,7 @@ def check_groups(architecture: Architecture, scheme: Scheme, source: str) -> Non
     )
 
 
-def layout(architecture: Architecture, scheme: Scheme) -> Iterator[TensorInfo]:
+def layout(architecture: TensorTable, scheme: Scheme) -> Iterator[TensorInfo]:
     """Tensors in file order.
 
     Matrices that a runtime can multiply as one lie side by side, codes then scales: the experts of

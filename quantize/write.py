@@ -10,16 +10,16 @@ the OpenVINO graph.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.architecture import Architecture, TensorSpec
+from edgekit.architecture import Architecture, TensorSpec, TensorTable
 from edgekit.checkpoint import WEIGHTS, Checkpoint, copy_tokenizer
 from edgekit.errors import BadInputError
 from edgekit.layout import check_groups, layout
@@ -27,6 +27,7 @@ from edgekit.progress import Progress
 from edgekit.quantize.codes import Method, NotFiniteError, pack, pack_matrix, quantize_matrix
 from edgekit.quantize.threads import bounded_map
 from edgekit.scheme import CONSTANTS, CONSTANTS_BYTES, Packing, Scheme, float_dtype
+from edgekit.source_weights import Codes
 from edgekit.tensorfile import DTYPES, TensorFileWriter
 
 PIECE_ELEMENTS = 1 << 22  # a tensor of more goes in pieces of this size, 16 MB of float32
@@ -61,26 +62,54 @@ def quantize(
             an input dimension does not divide by the group.
     """
     with Checkpoint(model, family) as checkpoint:
-        architecture = checkpoint.architecture
-        check_groups(architecture, scheme, str(model / "config.json"))
-        tensors = list(layout(architecture, scheme))
-        total = architecture.parameters()
-        taken, error, weight = 0, 0.0, 0.0
-        with (
-            TensorFileWriter(out / WEIGHTS, tensors, {"format": "pt"}) as writer,
-            progress.task(f"quantize to {scheme.name}", total) as task,
-        ):
-            conversion = _Conversion(checkpoint, writer, scheme, method)
-            with closing(bounded_map(conversion.convert, conversion.pieces())) as results:
-                for count, kept, lost, norm in results:
-                    taken, error, weight = taken + kept, error + lost, weight + norm
-                    task.advance(count)
-            writer.write(CONSTANTS, np.zeros(CONSTANTS_BYTES, np.uint8))
-        config = quantized_config(checkpoint.config, architecture, scheme)
+        check_groups(checkpoint.architecture, scheme, str(model / "config.json"))
+        report = write_weights(checkpoint, scheme, out / WEIGHTS, progress, method)
+        config = quantized_config(checkpoint.config, checkpoint.architecture, scheme)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
     copy_tokenizer(model, out)
-    size = (out / WEIGHTS).stat().st_size
+    return report
+
+
+class FloatTensors(Protocol):
+    """What is quantized: an opened checkpoint."""
+
+    @property
+    def path(self) -> Path:
+        """Names it in errors."""
+
+    @property
+    def architecture(self) -> TensorTable:
+        """Its tensors."""
+
+    def float32(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        """One tensor as float32, or some of its rows."""
+
+    def codes(self, name: str, rows: slice | None = None) -> Codes | None:
+        """The integers of a matrix, or of its rows, if it is stored in edgekit's form."""
+
+
+def write_weights(
+    checkpoint: FloatTensors, scheme: Scheme, path: Path, progress: Progress, method: Method = "mse"
+) -> QuantizeReport:
+    """Write the weights file ``path``.
+
+    Raises:
+        BadInputError: a tensor holds NaN or infinity.
+    """
+    total = sum(spec.parameters for spec in checkpoint.architecture.tensors())
+    taken, error, weight = 0, 0.0, 0.0
+    with (
+        TensorFileWriter(path, layout(checkpoint.architecture, scheme), {"format": "pt"}) as writer,
+        progress.task(f"quantize to {scheme.name}", total) as task,
+    ):
+        conversion = _Conversion(checkpoint, writer, scheme, method)
+        with closing(bounded_map(conversion.convert, conversion.pieces())) as results:
+            for count, kept, lost, norm in results:
+                taken, error, weight = taken + kept, error + lost, weight + norm
+                task.advance(count)
+        writer.write(CONSTANTS, np.zeros(CONSTANTS_BYTES, np.uint8))
+    size = path.stat().st_size
     lost = error / weight if weight else 0.0
     return QuantizeReport(scheme.name, method, total, taken, size, 8 * size / total, lost)
 
@@ -103,7 +132,7 @@ class _Conversion:
     """What the threads share: where weights come from, where they go, and how they change."""
 
     def __init__(
-        self, checkpoint: Checkpoint, writer: TensorFileWriter, scheme: Scheme, method: Method
+        self, checkpoint: FloatTensors, writer: TensorFileWriter, scheme: Scheme, method: Method
     ) -> None:
         self.checkpoint = checkpoint
         self.writer = writer
@@ -112,7 +141,7 @@ class _Conversion:
 
     def pieces(self) -> Iterator[_Piece]:
         """All tensors in forward order, the large ones in rows."""
-        for spec in self.checkpoint.specs:
+        for spec in self.checkpoint.architecture.tensors():
             # what is stored otherwise is read as one: its rows need not lie together
             if spec.parameters <= PIECE_ELEMENTS or not spec.source.whole:
                 yield _Piece(spec)
@@ -201,21 +230,30 @@ def quantized_config(
         for spec in architecture.tensors()
         if spec.role in ("router", "vector", "latent") and len(spec.shape) == 2
     ]
-    groups = {"group_0": _group(["Linear"], scheme.bits, scheme.group_size)}
     wide = ["Embedding"] if architecture.tie_word_embeddings else ["Embedding", "re:.*lm_head$"]
-    groups["group_1"] = _group(wide, 8, scheme.group_size)
-    result["quantization_config"] = {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "ignore": [*unpacked, *(["lm_head"] if architecture.tie_word_embeddings else [])],
-        "config_groups": groups,
-        "edgekit_scheme": scheme.name,
-    }
+    ignored = [*unpacked, *(["lm_head"] if architecture.tie_word_embeddings else [])]
+    result["quantization_config"] = quantization_settings(scheme, wide, ignored)
     return result
 
 
-def _group(targets: list[str], bits: int, group_size: int) -> dict[str, Any]:
+def quantization_settings(
+    scheme: Scheme, wide: Sequence[str], ignored: Sequence[str]
+) -> dict[str, Any]:
+    """``quantization_config``: ``wide`` targets are 8-bit, ``ignored`` modules not packed."""
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": list(ignored),
+        "config_groups": {
+            "group_0": _group(["Linear"], scheme.bits, scheme.group_size),
+            "group_1": _group(wide, 8, scheme.group_size),
+        },
+        "edgekit_scheme": scheme.name,
+    }
+
+
+def _group(targets: Sequence[str], bits: int, group_size: int) -> dict[str, Any]:
     weights: dict[str, Any] = {
         "num_bits": bits,
         "type": "int",
@@ -225,4 +263,4 @@ def _group(targets: list[str], bits: int, group_size: int) -> dict[str, Any]:
     }
     if group_size:
         weights["group_size"] = group_size
-    return {"targets": targets, "weights": weights, "format": "pack-quantized"}
+    return {"targets": list(targets), "weights": weights, "format": "pack-quantized"}

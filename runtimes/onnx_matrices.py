@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgekit.architecture import Architecture, FeedForward, Norm, TensorSpec
+from edgekit.architecture import FeedForward, Norm, TensorSpec, TensorTable
 from edgekit.runtimes.onnx_nodes import MICROSOFT, GraphBuilder, TensorProto, block_size
 from edgekit.scheme import Packing, Scheme
 from edgekit.tensorfile import TensorInfo
@@ -26,7 +26,7 @@ class Matrices:
     """
 
     def __init__(
-        self, builder: GraphBuilder, architecture: Architecture, scheme: Scheme, accuracy: int
+        self, builder: GraphBuilder, architecture: TensorTable, scheme: Scheme, accuracy: int
     ) -> None:
         self.b = builder
         self.specs = architecture.by_name

@@ -1,15 +1,11 @@
 """Write the OpenVINO IR of a decoder over the weights file in place.
 
 The graph is stateful (key-value cache inside) with the inputs of OpenVINO GenAI: ``input_ids``,
-``attention_mask``, ``position_ids``, ``beam_idx``. OpenVINO's serializer gives the topology; its
-constants' offsets are then pointed into ``weights.safetensors``, which serves as the IR's ``.bin``.
+``attention_mask``, ``position_ids``, ``beam_idx``.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import tempfile
 from pathlib import Path
 
 import openvino as ov
@@ -25,21 +21,18 @@ from edgekit.architecture import (
 )
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
-from edgekit.errors import EdgekitError
 from edgekit.runtimes.openvino_attention import Context, attention, latent_attention
 from edgekit.runtimes.openvino_constants import ConstantPool, Node
 from edgekit.runtimes.openvino_conv import short_conv
 from edgekit.runtimes.openvino_delta import gated_delta
+from edgekit.runtimes.openvino_file import write_ir
 from edgekit.runtimes.openvino_moe import mixture
 from edgekit.runtimes.openvino_ops import Blocks
 from edgekit.runtimes.openvino_scan import selective_scan
-from edgekit.scheme import CONSTANTS, read_scheme
+from edgekit.scheme import read_scheme
 
 GRAPH = Path("openvino") / "openvino_model.xml"
 WEIGHTS = "weights.safetensors"
-_CONST = re.compile(r'<layer id="\d+" name="([^"]*)" type="Const"[^>]*>\s*<data [^>]*>')
-_LAYER = re.compile(r'<layer id="(\d+)" name="[^"]*" type="(?!Parameter)')
-_OFFSET = re.compile(r' offset="\d+"')
 
 
 def write_openvino(variant: Path) -> None:
@@ -51,37 +44,7 @@ def write_openvino(variant: Path) -> None:
     architecture = describe(read_config(variant), str(variant / "config.json"))
     pool = ConstantPool(variant / WEIGHTS)
     blocks = Blocks(pool, architecture, read_scheme(variant))
-    xml = _serialize(_Decoder(blocks, architecture).build())
-    places, content = pool.place_small()
-    text = _point_into_file(xml, pool, places)
-    room = pool.info(CONSTANTS)
-    (variant / GRAPH).parent.mkdir(exist_ok=True)
-    (variant / GRAPH).write_text(text, encoding="utf-8")
-    with (variant / WEIGHTS).open("r+b") as file:
-        file.seek(room.offset)
-        file.write(content.ljust(room.nbytes, b"\0"))
-
-
-def _serialize(model: ov.Model) -> str:
-    """The topology as XML; the weights that the serializer also writes go nowhere."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "graph.xml"
-        ov.serialize(model, str(path), os.devnull)
-        return path.read_text(encoding="utf-8")
-
-
-def _point_into_file(xml: str, pool: ConstantPool, places: dict[str, int]) -> str:
-    def point(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in pool.offsets:
-            raise EdgekitError(f"constant {name!r} was not made by the graph writer")
-        offset = pool.offsets[name]
-        if offset < 0:
-            offset = places[name.partition("#")[0]]
-        return _OFFSET.sub(f' offset="{offset}"', match.group(0), count=1)
-
-    # OpenVINO numbers its nodes per process; by position the same model has the same bytes
-    return _LAYER.sub(r'<layer id="\1" name="node_\1" type="', _CONST.sub(point, xml))
+    write_ir(_Decoder(blocks, architecture).build(), pool, variant / GRAPH)
 
 
 class _Decoder:

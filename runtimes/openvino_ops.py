@@ -13,7 +13,7 @@ import openvino as ov
 from openvino import opset13 as op
 from openvino.utils.node_factory import NodeFactory
 
-from edgekit.architecture import Architecture, FeedForward, Mixture, Norm
+from edgekit.architecture import FeedForward, Mixture, Norm, TensorTable
 from edgekit.runtimes.openvino_constants import PACKED_TYPES, ConstantPool, Node
 from edgekit.scheme import Packing, Scheme
 
@@ -25,7 +25,7 @@ CLAMP_ALPHA, CLAMP_LIMIT = 1.702, 7.0  # gpt-oss: gate sigmoid(1.702 gate), both
 class Blocks:
     """Blocks of one model over one weights file."""
 
-    def __init__(self, pool: ConstantPool, architecture: Architecture, scheme: Scheme) -> None:
+    def __init__(self, pool: ConstantPool, architecture: TensorTable, scheme: Scheme) -> None:
         self.pool = pool
         self.architecture = architecture
         self.scheme = scheme
