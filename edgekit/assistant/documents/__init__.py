@@ -1,0 +1,1 @@
+"""Your documents: files are read, cut into passages, indexed, searched and cited."""

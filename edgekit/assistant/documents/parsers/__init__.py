@@ -1,0 +1,1 @@
+"""One module per format: bytes in, blocks of text with headings, pages and lines out."""
