@@ -92,9 +92,3 @@ class Restorer:
 def restore(text: str, originals: Mapping[str, str]) -> str:
     """The text with the values of the placeholders that it holds."""
     return PLACEHOLDER.sub(lambda match: originals.get(match.group(), match.group()), text)
-
-
-def found_in(texts: Iterable[str]) -> tuple[Redaction, ...]:
-    """What would be replaced, counted, without replacing it."""
-    kinds = Counter(finding.kind for text in texts for finding in find_sensitive(text))
-    return tuple(Redaction(kind, kinds[kind]) for kind, _ in DETECTORS if kinds[kind])

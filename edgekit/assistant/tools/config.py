@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from edgekit.assistant.set_aside import set_aside
 from edgekit.assistant.tools.commands import checked_command, checked_environment
 from edgekit.assistant.tools.definitions import SERVER_NAME, ToolInfo, digest
 from edgekit.errors import BadInputError
@@ -142,7 +143,7 @@ class ToolConfig:
     def _change(self, **fields: object) -> None:
         changed = self._file.model_copy(update=fields)
         if self.problem:
-            _set_aside(self._path)
+            set_aside(self._path)
         write_private_json(self._path, changed.model_dump())
         self._file, self.problem = changed, ""
 
@@ -186,15 +187,6 @@ def _read(path: Path) -> _File:
         f"{path}: the tool servers cannot be read ({reason}); the file is kept, mend it or add "
         "the servers again"
     )
-
-
-def _set_aside(path: Path) -> None:
-    """Rename a damaged file to the first free name beside it."""
-    number = 0
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    if path.exists():
-        path.replace(aside)
 
 
 def _value_error(check: Callable[[Any], T], value: Any) -> T:
