@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from edgekit.text import ChatTokenizer
+from collections.abc import Sequence
+from typing import Protocol
 
 REPLACEMENT = "\ufffd"
 CONTEXT_TOKENS = 6  # kept from the previous piece, since a decoder may look at its neighbours
+
+
+class Decoder(Protocol):
+    """What turns token ids into text: a :class:`~edgekit.text.ChatTokenizer`."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids."""
 
 
 class TokenStream:
@@ -16,7 +24,7 @@ class TokenStream:
     """
 
     def __init__(
-        self, tokenizer: ChatTokenizer, end_tokens: frozenset[int], stop: tuple[str, ...] = ()
+        self, tokenizer: Decoder, end_tokens: frozenset[int], stop: tuple[str, ...] = ()
     ) -> None:
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
