@@ -14,6 +14,7 @@ from typing import Any
 from edgekit.assistant.bodies import plain
 from edgekit.assistant.events import Log
 from edgekit.assistant.history import History, Message
+from edgekit.assistant.history_records import State
 from edgekit.assistant.markdown import StreamRenderer, render
 from edgekit.assistant.refusals import refusal_of
 
@@ -68,7 +69,7 @@ class AnswerWriter:
         if text:
             self._show(self._renderer.push(text))
 
-    async def finish(self, state: str) -> Message:
+    async def finish(self, state: State) -> Message:
         """Show and store the whole answer; returns it as stored.
 
         Raises:

@@ -30,7 +30,7 @@ from edgekit.assistant import (
 )
 from edgekit.assistant.bodies import answer
 from edgekit.assistant.refusals import refusal_of
-from edgekit.assistant.routes_documents import UPLOAD_PATH, UPLOAD_LIMIT
+from edgekit.assistant.routes_documents import UPLOAD_LIMIT, UPLOAD_PATH
 from edgekit.assistant.state import Assistant
 from edgekit.assistant.static import is_static
 from edgekit.errors import EdgekitError

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from edgekit.assistant.refusals import Refusal, not_found
+from edgekit.assistant.refusals import RefusalError, not_found
 
 ID = re.compile(r"[0-9a-f]{16}")
 M = TypeVar("M", bound="Body")
@@ -34,7 +34,7 @@ async def parse(request: Request, model: type[M]) -> M:
     """The body as ``model``.
 
     Raises:
-        Refusal: it is not JSON, or a field is missing or wrong; the sentence names it.
+        RefusalError: it is not JSON, or a field is missing or wrong; the sentence names it.
     """
     return validated(await json_object(request), model)
 
@@ -45,9 +45,9 @@ async def json_object(request: Request) -> dict[str, Any]:
     try:
         value = json.loads(raw) if raw.strip() else {}
     except (ValueError, RecursionError):
-        raise Refusal(400, "bad_request", "the body is not valid JSON; reload the page") from None
+        raise RefusalError(400, "bad_request", "the body is no JSON; reload the page") from None
     if not isinstance(value, dict):
-        raise Refusal(400, "bad_request", "the body is not a JSON object; reload the page")
+        raise RefusalError(400, "bad_request", "the body is not a JSON object; reload the page")
     return value
 
 
@@ -59,14 +59,14 @@ def validated(values: dict[str, Any], model: type[M]) -> M:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "the body"
         sentence = f"{field}: {first['msg'].lower()}; correct it"
-        raise Refusal(400, "bad_request", sentence) from None
+        raise RefusalError(400, "bad_request", sentence) from None
 
 
 def id_of(request: Request, what: str, name: str = "id") -> str:
     """An id of the path.
 
     Raises:
-        Refusal: it cannot be the id of anything.
+        RefusalError: it cannot be the id of anything.
     """
     value = str(request.path_params[name])
     if not ID.fullmatch(value):

@@ -14,17 +14,17 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from edgekit.assistant.conversation import (
     ChatMessage,
-    Stored,
     branch_messages,
     summary_text,
     system_message,
     with_material,
 )
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.history_records import Message
+from edgekit.assistant.refusals import RefusalError
 
 SMALLEST_RESERVE = 64  # tokens for an answer
 TEMPLATE_TOKENS = 128  # what a chat template adds by itself, at most
@@ -38,12 +38,6 @@ INSTRUCTION = (
 
 Count = Callable[[Sequence[ChatMessage], Sequence[dict[str, Any]]], Awaitable[int | None]]
 Complete = Callable[[Sequence[ChatMessage], int], Awaitable[str]]
-
-
-class StoredAnswer(Stored, Protocol):
-    """A stored message that may say what was summarised when it was written."""
-
-    origin: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class Compactor:
 
     async def prepare(
         self,
-        path: Sequence[StoredAnswer],
+        path: Sequence[Message],
         system: str,
         passages: int,
         material: Callable[[int], str],
@@ -102,10 +96,9 @@ class Compactor:
             material: quotes the first n of them.
 
         Raises:
-            Refusal: the question alone is too long, or the model went away.
+            RefusalError: the question alone is too long, or the model went away.
         """
         path, summary = after_summary(path)
-        question = path[-1]
 
         def build(start: int, note: str, quoted: int) -> list[ChatMessage]:
             chosen = branch_messages(path[start:])
@@ -129,7 +122,6 @@ class Compactor:
         note = await self._summarise(older, summary)
         kept = build(start, note, quoted)
         compaction = Compaction(len(path) - start, len(older), note, older[-1].id)
-        assert question is path[-1]
         return Prepared(kept, quoted, compaction)
 
     async def _first_fitting(
@@ -148,7 +140,7 @@ class Compactor:
                 low = middle + 1
         return starts[high]
 
-    async def _summarise(self, older: Sequence[StoredAnswer], summary: str) -> str:
+    async def _summarise(self, older: Sequence[Message], summary: str) -> str:
         """What the model makes of the older messages; "" if it cannot."""
         instruction = INSTRUCTION.format(words=self._summary_tokens // 2)
         text = transcript(older, summary)
@@ -158,7 +150,7 @@ class Compactor:
             messages[-1] = {"role": "user", "content": text}
         try:
             return (await self._complete(messages, self._summary_tokens)).strip()
-        except Refusal:
+        except RefusalError:
             return ""
 
     async def _fits(self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]]) -> bool:
@@ -175,16 +167,16 @@ class Compactor:
 
     async def _too_long(
         self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]]
-    ) -> Refusal:
+    ) -> RefusalError:
         tokens = await self._tokens(messages, tools)
-        return Refusal(
+        return RefusalError(
             413, "context_full",
             f"your message has about {tokens} tokens and this model reads {self._budget} at once; "
             "shorten it, or add the text to your documents and ask about it",
         )  # fmt: skip
 
 
-def after_summary(path: Sequence[StoredAnswer]) -> tuple[Sequence[StoredAnswer], str]:
+def after_summary(path: Sequence[Message]) -> tuple[Sequence[Message], str]:
     """The branch after what an earlier answer summarised, and that summary."""
     for message in reversed(path):
         compacted = message.origin.get("compacted")
@@ -196,7 +188,7 @@ def after_summary(path: Sequence[StoredAnswer]) -> tuple[Sequence[StoredAnswer],
     return path, ""
 
 
-def transcript(messages: Sequence[Stored], summary: str = "") -> str:
+def transcript(messages: Sequence[Message], summary: str = "") -> str:
     """A conversation as plain text to summarise."""
     names = {"user": "Person", "assistant": "Assistant"}
     lines = [summary] if summary else []

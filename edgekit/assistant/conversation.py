@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
+
+from edgekit.assistant.history_records import Message
 
 TITLE_LENGTH = 60
 NOTHING_FOUND = (
@@ -20,15 +22,6 @@ NOTHING_FOUND = (
 SUMMARY_HEAD = "Summary of the conversation before this point:"
 
 ChatMessage = dict[str, Any]
-
-
-class Stored(Protocol):
-    """What is needed of a message of the history."""
-
-    id: str
-    role: str
-    content: str
-    tool_calls: list[dict[str, Any]]
 
 
 def system_message(*parts: str) -> list[ChatMessage]:
@@ -42,7 +35,7 @@ def summary_text(summary: str) -> str:
     return f"{SUMMARY_HEAD}\n{summary}" if summary else ""
 
 
-def branch_messages(path: Sequence[Stored]) -> list[ChatMessage]:
+def branch_messages(path: Sequence[Message]) -> list[ChatMessage]:
     """The branch, oldest first, in a form that every chat template takes."""
     messages: list[ChatMessage] = []
     for stored in path:
@@ -86,7 +79,7 @@ def call_messages(calls: Sequence[dict[str, Any]], said: str = "") -> list[ChatM
     return [{"role": "assistant", "content": said, "tool_calls": asked}, *results]
 
 
-def _calls(stored: Stored) -> list[ChatMessage]:
+def _calls(stored: Message) -> list[ChatMessage]:
     whole = [call for call in stored.tool_calls if isinstance(call.get("text"), str)]
     rounds: dict[int, list[dict[str, Any]]] = {}
     for call in whole:
@@ -98,10 +91,14 @@ def _joined(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     result: list[ChatMessage] = []
     for message in messages:
         last = result[-1] if result else None
-        plain = "tool_calls" not in message and message["role"] != "tool"
-        if last is not None and plain and last["role"] == message["role"]:
-            if "tool_calls" not in last:
-                last["content"] = f"{last['content']}\n\n{message['content']}"
-                continue
-        result.append(dict(message))
+        same = last is not None and last["role"] == message["role"]
+        if last is not None and same and _is_plain(last) and _is_plain(message):
+            last["content"] = f"{last['content']}\n\n{message['content']}"
+        else:
+            result.append(dict(message))
     return result
+
+
+def _is_plain(message: ChatMessage) -> bool:
+    """Words alone: neither a call nor the result of one."""
+    return "tool_calls" not in message and message["role"] != "tool"

@@ -22,7 +22,7 @@ from edgekit.local.listen import stop_with_parent
 from edgekit.progress import Task
 
 # stages in order, the first words by which they are known, and the part of the whole of each
-STAGES = (
+STAGES: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
     ("download", ("fetch", "download"), 0.0, 0.6),
     ("convert", ("read", "convert"), 0.6, 0.7),
     ("quantize", ("round", "quantize"), 0.7, 0.85),

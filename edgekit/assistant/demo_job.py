@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.local.private import private_directory
 from edgekit.manifest import MANIFEST
 
@@ -47,12 +47,12 @@ class DemoJob:
         """Begin, or begin again after a failure.
 
         Raises:
-            Refusal: it is being made, or is there already.
+            RefusalError: it is being made, or is there already.
         """
         if self._task is not None and not self._task.done():
-            raise Refusal(409, "demo_running", "the demo pack is being made already; wait for it")
+            raise RefusalError(409, "demo_running", "the demo pack is being made; wait for it")
         if not self.state()["available"]:
-            raise Refusal(409, "demo_there", f"the demo pack is at {self.path}; choose it")
+            raise RefusalError(409, "demo_there", f"the demo pack is at {self.path}; choose it")
         private_directory(self.path.parent)
         self._tell("downloading", 0.0, "download")
         self._task = asyncio.create_task(self._run())

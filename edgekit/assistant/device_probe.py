@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.runtimes.devices import Device
 
 SECONDS = 60.0
@@ -32,7 +32,7 @@ class DeviceProbe:
         """Every target with the state of its device.
 
         Raises:
-            Refusal: the child did not answer.
+            RefusalError: the child did not answer.
         """
         async with self._lock:
             if self.known is None or again:
@@ -49,7 +49,7 @@ class DeviceProbe:
                 output, _ = await process.communicate()
             return [Device.model_validate(d) for d in json.loads(output)["devices"]]
         except (TimeoutError, ValueError, KeyError, TypeError, ValidationError):
-            raise Refusal(
+            raise RefusalError(
                 503, "no_devices", "this machine's devices could not be listed; see edgekit doctor"
             ) from None
         finally:

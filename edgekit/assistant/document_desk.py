@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.assistant.bodies import plain
 from edgekit.assistant.packs import user_path
 from edgekit.assistant.policy import Policy
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.errors import EdgekitError
 from edgekit.local.private import private_directory
 
@@ -95,7 +95,7 @@ class DocumentDesk:
         """Choose a file or folder; it is indexed in the background."""
         path = user_path(text)
         if reason := self._policy.refuses_folder(path):
-            raise Refusal(403, "forbidden_by_policy", reason)
+            raise RefusalError(403, "forbidden_by_policy", reason)
         return self.library.add(path)
 
     def search(self, query: str, limit: int = 6) -> list[Passage]:
@@ -111,11 +111,11 @@ class DocumentDesk:
         """The open library.
 
         Raises:
-            Refusal: it is not open.
+            RefusalError: it is not open.
         """
         if self._library is None:
             message = self._problem or "your documents are being opened; try again in a moment"
-            raise Refusal(503, "no_documents", message)
+            raise RefusalError(503, "no_documents", message)
         return self._library
 
     def _open(self) -> None:

@@ -16,14 +16,14 @@ import secrets
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgekit.assistant.model_process import Endpoint, ModelProcess, engine_failed
 from edgekit.assistant.packs import KnownPack, describe_pack
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.local.private import private_directory
 from edgekit.memory import available_memory
 
@@ -112,13 +112,13 @@ class EngineHost:
         """The loaded model for one answer; waits while it is being loaded.
 
         Raises:
-            Refusal: there is no model, or it failed.
+            RefusalError: there is no model, or it failed.
         """
         status = await self.settled()
         if self._serving is None:
             if status.state == "failed":
                 raise engine_failed(status.error)
-            raise Refusal(409, "no_engine", "no model is loaded; choose a pack first")
+            raise RefusalError(409, "no_engine", "no model is loaded; choose a pack first")
         child = self._serving
         child.leases += 1
         try:
@@ -151,7 +151,7 @@ class EngineHost:
                 await old.stop()
                 old = None
             child, health = await self._started(pack, target)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             failed = EngineStatus("failed", pack, target) if old is None else old_status
             self._set(replace(failed, error=str(refusal), failed_target=target))
             return
@@ -169,9 +169,7 @@ class EngineHost:
             self._in_background(_retire(old))
         self._set(self._ready_status)
 
-    async def _started(
-        self, pack: KnownPack, target: str
-    ) -> tuple[ModelProcess, dict[str, object]]:
+    async def _started(self, pack: KnownPack, target: str) -> tuple[ModelProcess, dict[str, Any]]:
         state_file = self._folder / f"engine-{secrets.token_hex(8)}.json"
         child = ModelProcess(self._command(pack.path, target, state_file), state_file)
         try:
@@ -184,7 +182,7 @@ class EngineHost:
     async def _watch(self, child: ModelProcess) -> None:
         """Notice the end of the child, or that its engine is of no use any more."""
         ended = asyncio.create_task(child.ended())
-        health: dict[str, object] = {}
+        health: dict[str, Any] = {}
         try:
             while not ended.done() and health.get("status") != "failed":
                 await asyncio.wait([ended], timeout=WATCH)
@@ -218,8 +216,8 @@ class EngineHost:
         await asyncio.sleep(delay)
         await self._load(pack, target)
 
-    def _in_background(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgekit.assistant.refusals import Refusal, not_found
+from edgekit.assistant.refusals import RefusalError, not_found
 from edgekit.local.private import write_private_json
 
 ASSISTANTS, PROMPTS = "assistants.json", "prompts.json"
@@ -117,10 +117,10 @@ class Shelf(Generic[E]):
         """Keep a new entry.
 
         Raises:
-            Refusal: a field is missing, unknown or too long, or there are too many.
+            RefusalError: a field is missing, unknown or too long, or there are too many.
         """
         if len(self._own) >= MOST:
-            raise Refusal(409, "too_many", f"there are {MOST} already; remove one first")
+            raise RefusalError(409, "too_many", f"there are {MOST} already; remove one first")
         entry = self._parse({**values, "id": secrets.token_hex(8)})
         self._write([*self._own, entry])
         return entry
@@ -139,7 +139,7 @@ class Shelf(Generic[E]):
 
     def _own_entry(self, entry_id: str) -> E:
         if any(e.id == entry_id for e in self._builtin):
-            raise Refusal(409, "builtin", f"this {self._word} ships with edgekit; copy it instead")
+            raise RefusalError(409, "builtin", f"this {self._word} ships with edgekit; copy it")
         found = next((e for e in self._own if e.id == entry_id), None)
         if found is None:
             raise not_found(self._word)
@@ -154,7 +154,7 @@ class Shelf(Generic[E]):
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"]))
             message = f"{self._word}: {field}: {first['msg'].lower()}; correct it"
-            raise Refusal(400, "bad_field", message) from None
+            raise RefusalError(400, "bad_field", message) from None
 
     def _write(self, entries: list[E]) -> None:
         write_private_json(self.path, [e.model_dump() for e in entries])

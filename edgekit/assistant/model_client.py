@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from edgekit.assistant.model_process import Endpoint, engine_failed
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 
 CONNECT_SECONDS = 10.0
 COUNT_SECONDS = 60.0
@@ -70,7 +70,7 @@ class ModelClient:
         """Pieces of the answer to a chat request; closing the iterator stops the model.
 
         Raises:
-            Refusal: the model refused, failed or went away.
+            RefusalError: the model refused, failed or went away.
         """
         body = {**request, "stream": True, "stream_options": {"include_usage": True}}
         try:
@@ -103,7 +103,7 @@ class ModelClient:
         """Tokens of the rendered conversation; None where the server does not say.
 
         Raises:
-            Refusal: the model went away.
+            RefusalError: the model went away.
         """
         try:
             answer = await self._http.post(
@@ -163,7 +163,7 @@ def _piece(data: str) -> Piece:
     """One event of the stream.
 
     Raises:
-        Refusal: it tells a failure, or cannot be read.
+        RefusalError: it tells a failure, or cannot be read.
     """
     try:
         if len(data) > LONGEST_LINE:
@@ -197,7 +197,7 @@ def _call(value: Mapping[str, Any]) -> CallPiece:
     )
 
 
-def _refusal(status: int, body: bytes) -> Refusal:
+def _refusal(status: int, body: bytes) -> RefusalError:
     """An answer that is not a stream."""
     try:
         return _told(json.loads(body)["error"], status)
@@ -205,15 +205,15 @@ def _refusal(status: int, body: bytes) -> Refusal:
         return engine_failed(f"the model's process refused the question ({status}); try again")
 
 
-def _told(error: Any, status: int = 503) -> Refusal:
+def _told(error: Any, status: int = 503) -> RefusalError:
     if not isinstance(error, dict):
         return engine_failed(str(error)[:500])
     said = str(error.get("code") or "engine_failed")
     message = str(error.get("message") or "the model failed; try again")[:1000]
-    return Refusal(status, CODES.get(said, said), message)
+    return RefusalError(status, CODES.get(said, said), message)
 
 
-def _gone() -> Refusal:
+def _gone() -> RefusalError:
     return engine_failed(
         "the model's process ended in the middle of the answer; it is started again, then retry"
     )

@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.errors import BadInputError
 from edgekit.local.private import read_private
 
@@ -41,9 +41,9 @@ class Endpoint:
     model: str
 
 
-def engine_failed(sentence: str) -> Refusal:
+def engine_failed(sentence: str) -> RefusalError:
     """The refusal for a model that cannot be run."""
-    return Refusal(503, "engine_failed", sentence)
+    return RefusalError(503, "engine_failed", sentence)
 
 
 class ModelProcess:
@@ -79,7 +79,7 @@ class ModelProcess:
         """Start it and wait until it listens.
 
         Raises:
-            Refusal: it cannot be started, or ends, or does not say where it listens.
+            RefusalError: it cannot be started, or ends, or does not say where it listens.
         """
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -111,7 +111,7 @@ class ModelProcess:
         """Wait until the model is loaded; returns what ``/health`` says then.
 
         Raises:
-            Refusal: it could not be loaded, with the reason.
+            RefusalError: it could not be loaded, with the reason.
         """
         deadline = time.monotonic() + LOAD_SECONDS
         while True:

@@ -91,7 +91,7 @@ class Packs:
         """Drop an added path from the list; its files stay.
 
         Raises:
-            Refusal: it was not added by the person.
+            RefusalError: it was not added by the person.
         """
         path = Path(text)
         if path not in self._added:

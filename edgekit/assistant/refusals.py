@@ -8,7 +8,7 @@ from edgekit.assistant.history_records import NotFoundError
 from edgekit.errors import BadInputError, EdgekitError, MissingRuntimeError, OutOfResourcesError
 
 
-class Refusal(EdgekitError):
+class RefusalError(EdgekitError):
     """A request that cannot be done.
 
     Attributes:
@@ -24,28 +24,34 @@ class Refusal(EdgekitError):
         self.code = code
 
 
-def not_found(what: str) -> Refusal:
+def not_found(what: str) -> RefusalError:
     """The refusal for an id that names nothing."""
-    return Refusal(404, "not_found", f"this {what} is not here any more; reload the page")
+    return RefusalError(404, "not_found", f"this {what} is not here any more; reload the page")
 
 
-def refusal_of(error: Exception) -> Refusal:
+def refusal_of(error: Exception) -> RefusalError:
     """An expected failure as the API tells it; anything else is a defect and a plain sentence."""
-    if isinstance(error, Refusal):
+    if isinstance(error, RefusalError):
         return error
     if isinstance(error, OutOfResourcesError):
-        return Refusal(507, "disk_full", str(error))
+        return RefusalError(507, "disk_full", str(error))
     if isinstance(error, MissingRuntimeError):
-        return Refusal(503, "missing_runtime", str(error))
+        return RefusalError(503, "missing_runtime", str(error))
     if isinstance(error, NotFoundError):
         return not_found(error.kind)
     if isinstance(error, BadInputError):
-        return Refusal(400, "bad_input", str(error))
+        return RefusalError(400, "bad_input", str(error))
     if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-        return Refusal(507, "disk_full", "the disk is full, so nothing was saved; free some space")
+        return RefusalError(
+            507, "disk_full", "the disk is full, so nothing was saved; free some space"
+        )
     if isinstance(error, sqlite3.Error):
-        return Refusal(500, "history_failed", f"the history cannot be used ({error}); start again")
+        return RefusalError(
+            500, "history_failed", f"the history cannot be used ({error}); start again"
+        )
     if isinstance(error, EdgekitError):
-        return Refusal(500, "failed", str(error))
+        return RefusalError(500, "failed", str(error))
     kind = type(error).__name__
-    return Refusal(500, "defect", f"a defect of edgekit ({kind}); try again, then please report it")
+    return RefusalError(
+        500, "defect", f"a defect of edgekit ({kind}); try again, then please report it"
+    )

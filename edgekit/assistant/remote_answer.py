@@ -14,7 +14,7 @@ from edgekit.assistant.answer import AnswerWriter
 from edgekit.assistant.cloud import CloudMessage, Preview
 from edgekit.assistant.conversation import branch_messages, system_message
 from edgekit.assistant.local_answer import PASSAGES, numbered
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.assistant.turns import Turn
 
 if TYPE_CHECKING:
@@ -59,17 +59,19 @@ class Remote:
         """Make exactly what would be sent.
 
         Raises:
-            BadInputError, Refusal: nothing may or can be sent.
+            BadInputError, RefusalError: nothing may or can be sent.
         """
         history, documents = self._assistant.history, self._assistant.documents
         path = await asyncio.to_thread(history.path_to, wish.parent_id) if wish.parent_id else []
         if path and path[-1].conversation_id != wish.conversation_id:
-            raise Refusal(404, "not_found", "this message is not here any more; reload the page")
+            raise RefusalError(
+                404, "not_found", "this message is not here any more; reload the page"
+            )
         question = wish.text
         if not question.strip() and path and path[-1].role == "user":
             question = path.pop().content
         if not question.strip():
-            raise Refusal(400, "empty", "the message is empty; write something")
+            raise RefusalError(400, "empty", "the message is empty; write something")
         messages = self._instructions(wish)
         if wish.include_history:
             messages += [
@@ -94,11 +96,11 @@ class Remote:
         """Send what was previewed, once; the answer is written like any other.
 
         Raises:
-            BadInputError, Refusal: it cannot be sent (any more).
+            BadInputError, RefusalError: it cannot be sent (any more).
         """
         place = self._places.pop(preview_id, None)
         if place is None or place.conversation_id != conversation_id:
-            raise Refusal(
+            raise RefusalError(
                 409, "preview_expired", "this was sent already or is too old; look at it again"
             )
         config = self._assistant.cloud.configured()

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from edgekit.assistant.bodies import ID, Body, answer, parse, plain
 from edgekit.assistant.cloud import Preview
 from edgekit.assistant.events import stream
-from edgekit.assistant.refusals import Refusal, not_found
+from edgekit.assistant.refusals import RefusalError, not_found
 from edgekit.assistant.remote_answer import CloudWish, Remote
 from edgekit.assistant.state import Assistant, cloud_state
 from edgekit.errors import BadInputError
@@ -56,7 +56,7 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
     async def configure(request: Request) -> Response:
         body = await parse(request, CloudBody)
         if why := assistant.policy.refuses_cloud():
-            raise Refusal(403, "forbidden_by_policy", why)
+            raise RefusalError(403, "forbidden_by_policy", why)
         await asyncio.to_thread(cloud.set, body.name, body.base_url, body.model, body.key)
         assistant.changed()
         return answer(_configuration(assistant))
@@ -79,7 +79,7 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
         try:
             turn = await remote.send(body.preview_id, body.conversation_id)
         except BadInputError as error:
-            raise Refusal(409, "preview_expired", str(error)) from error
+            raise RefusalError(409, "preview_expired", str(error)) from error
         return stream(turn.log.read())
 
     async def log(request: Request) -> Response:
@@ -117,7 +117,7 @@ def _allowed(assistant: Assistant) -> None:
     """The owner's word first, in the words that the interface translates."""
     config = assistant.cloud.configured()
     if why := assistant.policy.refuses_cloud(config.host if config else ""):
-        raise Refusal(403, "forbidden_by_policy", why)
+        raise RefusalError(403, "forbidden_by_policy", why)
 
 
 def _preview(preview: Preview) -> dict[str, Any]:

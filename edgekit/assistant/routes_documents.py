@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from edgekit.assistant.bodies import Body, PathBody, answer, id_of, parse, plain
 from edgekit.assistant.packs import user_path
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.assistant.state import Assistant
 from edgekit.atomic import disk_errors
 from edgekit.local.guard import MEGABYTE
@@ -93,7 +93,7 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
         body = await parse(request, PathBody)
         path = str(user_path(body.path)) if body.path else ""
         if path and not Path(path).is_dir():
-            raise Refusal(400, "bad_pack", f"{path}: no such folder; choose an embedding pack")
+            raise RefusalError(400, "bad_pack", f"{path}: no such folder; choose an embedding pack")
         await asyncio.to_thread(assistant.settings.change, {"embedding_pack": path})
         assistant.begin(assistant.reopen_documents())
         return answer({}, 202)
@@ -114,7 +114,7 @@ def safe_name(name: str) -> str:
     """A file name that stays in its folder and that every system can store; keeps its ending.
 
     Raises:
-        Refusal: nothing is left of it.
+        RefusalError: nothing is left of it.
     """
     last = re.split(r"[/\\]", name)[-1]
     kept = re.sub(r'[\x00-\x1f<>:"|?*\x7f]', "_", last).strip(" .")
@@ -122,7 +122,7 @@ def safe_name(name: str) -> str:
         kept = f"_{kept}"
     stem, dot, ending = kept.rpartition(".")
     if not kept or not (stem or kept):
-        raise Refusal(400, "bad_name", "the file has no name; rename it")
+        raise RefusalError(400, "bad_name", "the file has no name; rename it")
     if not dot:
         return kept[:LONGEST_NAME]
     return f"{stem[: LONGEST_NAME - len(ending[:16]) - 1]}.{ending[:16]}"

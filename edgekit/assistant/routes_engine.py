@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from edgekit.assistant.bodies import Body, PathBody, answer, parse
 from edgekit.assistant.packs import KnownPack, describe_pack, user_path
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.assistant.state import Assistant, reasons
 from edgekit.errors import BadInputError
 from edgekit.rules import TARGETS
@@ -85,13 +85,15 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
         elif settings.pack:
             pack = Path(settings.pack)
         else:
-            raise Refusal(409, "no_engine", "no pack is chosen; choose one first")
+            raise RefusalError(409, "no_engine", "no pack is chosen; choose one first")
         target = settings.target if body.target is None else body.target
         if target and target not in TARGETS:
-            raise Refusal(400, "bad_target", f"{target[:40]!r} is no target; see `edgekit devices`")
+            raise RefusalError(
+                400, "bad_target", f"{target[:40]!r} is no target; see `edgekit devices`"
+            )
         known = describe_pack(pack)
         if known.problem:
-            raise Refusal(400, "bad_pack", known.problem)
+            raise RefusalError(400, "bad_pack", known.problem)
         if target and target not in known.targets:
             target = "" if body.target is None else target  # a wish for another pack's device
         assistant.use(pack, target)
@@ -112,7 +114,7 @@ async def _added(assistant: Assistant, path: str) -> KnownPack:
     try:
         added = await asyncio.to_thread(assistant.packs.add, path)
     except BadInputError as error:
-        raise Refusal(400, "bad_pack", str(error)) from error
+        raise RefusalError(400, "bad_pack", str(error)) from error
     assistant.changed()
     return added
 

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from edgekit.assistant import transfer
 from edgekit.assistant.answer import shown
 from edgekit.assistant.bodies import Body, answer, id_of, json_object, parse, plain, validated
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.assistant.state import Assistant
 from edgekit.errors import BadInputError
 
@@ -110,7 +110,7 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
         try:
             made = await asyncio.to_thread(read, history, body.text)
         except BadInputError as error:
-            raise Refusal(400, "bad_import", str(error)) from error
+            raise RefusalError(400, "bad_import", str(error)) from error
         ids = [getattr(item, "id", item) for item in (made if isinstance(made, list) else [made])]
         return answer({"imported": len(ids), "conversation_ids": ids})
 
@@ -150,7 +150,7 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
 def _name(body: FolderBody) -> str:
     name = " ".join(body.name.split())[:LONGEST_TITLE]
     if not name:
-        raise Refusal(400, "empty", "a folder needs a name")
+        raise RefusalError(400, "empty", "a folder needs a name")
     return name
 
 

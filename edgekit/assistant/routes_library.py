@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from edgekit.assistant.bodies import answer, json_object
 from edgekit.assistant.library import Shelf
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.assistant.state import Assistant
 
 ELSEWHERE = ("data_folder",)  # shown among the settings, changed with --data-dir
@@ -27,7 +27,7 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
         values = await json_object(request)
         values = {key: value for key, value in values.items() if key not in ELSEWHERE}
         if values.get("endpoint_enabled") and (why := assistant.policy.refuses_endpoint()):
-            raise Refusal(403, "forbidden_by_policy", why)
+            raise RefusalError(403, "forbidden_by_policy", why)
         if "autostart" in values:
             await asyncio.to_thread(_set_autostart, assistant, values["autostart"] is True)
         before = assistant.settings.current
@@ -77,7 +77,7 @@ def _set_autostart(assistant: Assistant, wanted: bool) -> None:
     from edgekit.assistant import autostart
 
     if wanted and (why := assistant.policy.refuses_autostart()):
-        raise Refusal(403, "forbidden_by_policy", why)
+        raise RefusalError(403, "forbidden_by_policy", why)
     if wanted:
         autostart.enable()
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
-
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -14,10 +13,9 @@ from starlette.routing import BaseRoute, Route
 from edgekit.assistant.bodies import Body, answer, parse
 from edgekit.assistant.events import stream
 from edgekit.assistant.peer import is_same_user
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.assistant.state import Assistant, snapshot
 from edgekit.assistant.static import serve_static, static_files
-
 
 SCHEMES = ("http", "https", "mailto")
 LONGEST_LINK = 4096
@@ -49,10 +47,10 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
     async def session(request: Request) -> Response:
         body = await parse(request, SessionBody)
         if not is_same_user(request.client, request.scope.get("server")):
-            raise Refusal(403, "forbidden", "another user of this machine may not open this")
+            raise RefusalError(403, "forbidden", "another user of this machine may not open this")
         cookie = assistant.sessions.open(body.token)
         if cookie is None:
-            raise Refusal(
+            raise RefusalError(
                 401, "unauthorised", "this address was used or is too old; open the assistant again"
             )
         response = answer({})
@@ -105,9 +103,9 @@ def checked_link(url: str) -> str:
     """A link that may be given to the system's browser.
 
     Raises:
-        Refusal: it is something else than a web or mail address.
+        RefusalError: it is something else than a web or mail address.
     """
-    wrong = Refusal(400, "bad_link", "only web and mail addresses can be opened")
+    wrong = RefusalError(400, "bad_link", "only web and mail addresses can be opened")
     if len(url) > LONGEST_LINK or any(ord(c) < 33 or ord(c) == 127 for c in url):
         raise wrong
     try:

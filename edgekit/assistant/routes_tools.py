@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from edgekit.assistant.bodies import Body, answer, parse
-from edgekit.assistant.refusals import Refusal, not_found
+from edgekit.assistant.refusals import RefusalError, not_found
 from edgekit.assistant.state import Assistant
 from edgekit.assistant.tools.toolbox import ServerInfo
 
@@ -20,7 +21,7 @@ class ServerBody(Body):
 
     name: str
     command: list[str]
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
 
 
 class ConfirmBody(Body):
@@ -39,7 +40,7 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
     async def add(request: Request) -> Response:
         body = await parse(request, ServerBody)
         if why := assistant.policy.refuses_mcp():
-            raise Refusal(403, "forbidden_by_policy", why)
+            raise RefusalError(403, "forbidden_by_policy", why)
         info = await asyncio.to_thread(tools.add_server, body.name, body.command, body.env)
         return answer(_server(assistant, info), 201)
 

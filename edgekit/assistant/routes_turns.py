@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 from edgekit.assistant.bodies import Body, answer, id_of, parse
 from edgekit.assistant.events import stream
 from edgekit.assistant.local_answer import LocalAnswer, Wish, origin_of
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.assistant.state import Assistant
 from edgekit.rules import TARGETS
 
@@ -42,9 +42,9 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
         conversation = id_of(request, "conversation")
         body = await parse(request, TurnBody)
         if body.target and body.target not in TARGETS:
-            raise Refusal(400, "bad_target", f"{body.target[:40]!r} is no target")
+            raise RefusalError(400, "bad_target", f"{body.target[:40]!r} is no target")
         if assistant.engine.status.state == "none":
-            raise Refusal(409, "no_engine", "no model is loaded; choose a pack first")
+            raise RefusalError(409, "no_engine", "no model is loaded; choose a pack first")
         if body.regenerate:
             question, new = await turns.question_of(conversation, body.regenerate), False
         else:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.local.private import write_private_json
 
 FILE = "settings.json"
@@ -68,7 +68,7 @@ class SettingsStore:
         """Take over the fields in ``values``, whole or not at all.
 
         Raises:
-            Refusal: a field is unknown or its value is not possible.
+            RefusalError: a field is unknown or its value is not possible.
             OutOfResourcesError: the disk is full; nothing has changed.
         """
         try:
@@ -77,7 +77,7 @@ class SettingsStore:
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"]))
             message = f"settings: {field}: {first['msg'].lower()}; choose another value"
-            raise Refusal(400, "bad_setting", message) from None
+            raise RefusalError(400, "bad_setting", message) from None
         write_private_json(self.path, {**self._unknown, **changed.model_dump()})
         self.current = changed
         return changed

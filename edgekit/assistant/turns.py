@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgekit.assistant.answer import AnswerWriter, failure, shown
 from edgekit.assistant.conversation import title_of
 from edgekit.assistant.events import Log
-from edgekit.assistant.refusals import Refusal, not_found
+from edgekit.assistant.refusals import RefusalError, not_found
 
 if TYPE_CHECKING:
     from edgekit.assistant.history import Message
+    from edgekit.assistant.history_records import State
     from edgekit.assistant.state import Assistant
 
 MOST_RUNNING = 8
@@ -81,16 +82,18 @@ class Turns:
         Returns the question, and whether it is new.
 
         Raises:
-            Refusal: it is empty, too long, or its place is not in this conversation.
+            RefusalError: it is empty, too long, or its place is not in this conversation.
         """
         history = self._assistant.history
         parent = await self._message(conversation_id, parent_id) if parent_id else None
         if not text.strip():
             if parent is None or parent.role != "user":
-                raise Refusal(400, "empty", "the message is empty; write something")
+                raise RefusalError(400, "empty", "the message is empty; write something")
             return parent, False
         if len(text) > LONGEST_QUESTION:
-            raise Refusal(413, "too_large", "the message is too long; add it to your documents")
+            raise RefusalError(
+                413, "too_large", "the message is too long; add it to your documents"
+            )
         conversation = await asyncio.to_thread(history.conversation, conversation_id)
         question = await asyncio.to_thread(history.add, conversation_id, parent_id, "user", text)
         if not conversation.title:
@@ -108,10 +111,12 @@ class Turns:
         """Start answering ``question``; ``work`` writes the answer.
 
         Raises:
-            Refusal: too many answers are being written.
+            RefusalError: too many answers are being written.
         """
         if sum(turn.running for turn in self._turns.values()) >= MOST_RUNNING:
-            raise Refusal(429, "queue_full", "too many answers are being written; wait for one")
+            raise RefusalError(
+                429, "queue_full", "too many answers are being written; wait for one"
+            )
         history = self._assistant.history
         answer = await asyncio.to_thread(
             history.add, question.conversation_id, question.id, "assistant", "",
@@ -136,7 +141,7 @@ class Turns:
         """A turn that runs or ended not long ago.
 
         Raises:
-            Refusal: there is none with this id.
+            RefusalError: there is none with this id.
         """
         turn = self._turns.get(turn_id)
         if turn is None:
@@ -160,7 +165,7 @@ class Turns:
         """A person's word about a tool call.
 
         Raises:
-            Refusal: nobody waits for it.
+            RefusalError: nobody waits for it.
         """
         for turn in self._turns.values():
             future = turn.consents.get(call_id)
@@ -192,7 +197,8 @@ class Turns:
 
     async def _run(self, turn: Turn, work: Work) -> None:
         writer = AnswerWriter(self._assistant.history, turn.answer, turn.log)
-        state, told = "complete", None
+        state: State = "complete"
+        told = None
         try:
             await work(turn, writer)
         except asyncio.CancelledError:
@@ -206,7 +212,7 @@ class Turns:
                 await asyncio.wait([ending])
 
     async def _finish(
-        self, turn: Turn, writer: AnswerWriter, state: str, told: dict[str, str] | None
+        self, turn: Turn, writer: AnswerWriter, state: State, told: dict[str, str] | None
     ) -> None:
         """Store the answer and tell the page how it ended."""
         try:

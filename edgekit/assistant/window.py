@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekit.assistant.refusals import Refusal
+from edgekit.assistant.refusals import RefusalError
 from edgekit.local.private import private_directory
 
 TITLE = "EdgeKit"
@@ -73,9 +73,9 @@ class Window:
         """Ask for paths with the system's dialog; none when it was cancelled.
 
         Raises:
-            Refusal: there is no such dialog here.
+            RefusalError: there is no such dialog here.
         """
-        raise Refusal(404, "no_dialog", "there is no file dialog here; type the path instead")
+        raise RefusalError(404, "no_dialog", "there is no file dialog here; type the path instead")
 
     def wait(self, stop: threading.Event) -> None:
         """Return when the window was closed or ``stop`` is set."""
@@ -132,7 +132,7 @@ class AppWindow(Window):
 
     def wait(self, stop: threading.Event) -> None:
         """Return when browser and pages are gone; a browser may hand the page to another one."""
-        seen, alone_since, began = False, None, time.monotonic()
+        seen, alone_since = False, None
         try:
             while not stop.wait(0.25):
                 running = self._process is not None and self._process.poll() is None
