@@ -99,18 +99,19 @@ export async function upload(path, file) {
 }
 
 /**
- * Start something whose answer is a stream of events.
+ * A request whose answer is a stream of events.
  * @param {string} path
- * @param {unknown} data
+ * @param {unknown} data what is sent; undefined: the stream is only read
  * @param {(name: string, data: any) => void} onEvent
  */
 export async function stream(path, data, onEvent) {
-  const response = await request("POST", path, JSON.stringify(data), "application/json");
+  const body = data === undefined ? undefined : JSON.stringify(data);
+  const response = await request(body ? "POST" : "GET", path, body, body && "application/json");
   if (!response.body) return;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read(); // throws when the connection breaks
     rest += value ?? "";
     const events = rest.split(/\r?\n\r?\n/);
     rest = events.pop() ?? "";

@@ -2,13 +2,11 @@
  * Where a question is written: grows with the text, knows who answers and with what, sends or stops.
  */
 
-import { post } from "./api.js";
 import { assistantButton } from "./assistants.js";
 import { deviceLine } from "./device-line.js";
 import { fill, h, say } from "./dom.js";
 import { bind } from "./i18n.js";
 import { icon } from "./icons.js";
-import { attempt } from "./notices.js";
 import { guardPaste } from "./paste-guard.js";
 import { promptButton } from "./prompts.js";
 import { ready, store, watch } from "./store.js";
@@ -24,8 +22,6 @@ export class Composer {
   tools = false;
   /** A message that waits for the model to be loaded. */
   #held = false;
-  /** @type {string|null} a turn that this page did not start */
-  #followed = null;
 
   /** @param {ConversationView} view */
   constructor(view) {
@@ -80,7 +76,7 @@ export class Composer {
   /** Draw what depends on the state. */
   refresh() {
     const { app } = store;
-    const busy = this.view.busy || this.#followed !== null;
+    const { busy } = this.view;
     const stops = busy || this.#held;
     fill(this.send, icon(stops ? "stop" : "send"));
     bind(this.send, "label", stops ? "chat.stop" : "chat.send");
@@ -106,8 +102,7 @@ export class Composer {
     if (this.#held) {
       this.#held = false;
       this.refresh();
-    } else if (this.#followed) attempt(() => post(`/api/turns/${this.#followed}/stop`));
-    else if (this.view.busy) this.view.stop();
+    } else if (this.view.busy) this.view.stop();
     else return false;
     return true;
   }
@@ -119,15 +114,6 @@ export class Composer {
   accepted(text) {
     if (text !== null && this.text.value.trim() === text.trim()) this.text.value = "";
     this.#typed();
-  }
-
-  /**
-   * Offer Stop for a turn that runs without this page.
-   * @param {string|null} turn
-   */
-  follow(turn) {
-    this.#followed = turn;
-    this.refresh();
   }
 
   /**

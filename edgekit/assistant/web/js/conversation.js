@@ -20,7 +20,6 @@ import { liveTurn, Turn } from "./turn.js";
 /** @typedef {{text?: string, parent_id: string|null, regenerate?: string, target?: string}} Ask */
 
 const NEAR_END = 120;
-const POLL_MS = 1000;
 
 /** The view of one conversation, or of a new one. */
 export class ConversationView {
@@ -175,6 +174,7 @@ export class ConversationView {
   /** @param {Turn} turn */
   #begun(turn) {
     refreshConversations();
+    if (turn.draft) this.#views.delete(turn.draft.id); // a reload has drawn what was stored of it
     for (const message of [turn.question, turn.draft]) {
       if (!message) continue;
       this.messages = [...this.messages.filter((m) => m.id !== message.id), message];
@@ -206,7 +206,7 @@ export class ConversationView {
       // refused before it began: the words are still in the composer
       failed(new ApiError(error.code, error.message, 0));
     } else if (draft) {
-      this.#views.get(draft.id)?.refresh();
+      this.#views.get(draft.id)?.ended();
     }
     this.composer.refresh();
     if (this.#follow) this.#toEnd(false);
@@ -260,23 +260,14 @@ export class ConversationView {
   }
 
   /**
-   * Turns that run without this page having started them: after a reload, follow them by asking.
+   * Turns that run without this page having started them, as after a reload.
    * @param {import("./types.js").RunningTurn[]} turns
    */
-  async #adopt(turns) {
-    if (!turns.length) return;
-    this.composer.follow(turns[0].turn_id);
-    const id = this.id;
-    for (;;) {
-      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-      if (this.#closed || this.id !== id) return;
-      const found = await attempt(() => get(`/api/conversations/${id}`));
-      if (!found) break;
-      this.messages = found.messages;
-      this.render();
-      if (!found.running?.length) break;
-    }
-    this.composer.follow(null);
+  #adopt(turns) {
+    const [first] = turns;
+    if (!first || !this.id) return;
+    const parent = this.messages.find((m) => m.id === first.answer_id)?.parent_id ?? null;
+    this.#turn(this.id, parent).follow(first.turn_id);
   }
 
   #title() {

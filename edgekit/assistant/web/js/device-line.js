@@ -6,7 +6,7 @@
 import { get, post } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { fill, h } from "./dom.js";
-import { has, number } from "./i18n.js";
+import { compact, has, number } from "./i18n.js";
 import { openMenu } from "./menu.js";
 import { attempt } from "./notices.js";
 import { go } from "./router.js";
@@ -123,9 +123,10 @@ function row(device) {
 function facts() {
   const { engine } = store.app;
   if (!engine.pack) return null;
+  const { parameters } = engine.pack;
   const rows = /** @type {[string, string|HTMLElement][]} */ ([
     ["device.fact.pack", `${engine.pack.name} ${engine.pack.version}`],
-    ["device.fact.parameters", h("span", { t: ["device.millions", { count: engine.pack.parameters / 1e6 }] })],
+    ["device.fact.parameters", h("span", { t: ["device.parameters", { amount: () => compact(parameters) }] })],
     ["device.fact.context", h("span", { t: ["device.tokens", { count: engine.context_length }] })],
     ["device.fact.license", engine.pack.license],
   ]);

@@ -58,8 +58,9 @@ export function documentsView() {
 /** @param {"file"|"folder"} kind */
 async function add(kind) {
   try {
-    const added = await pick(kind);
-    if (added) notice(["documents.added", { name: fileName(added.path) }]);
+    for (const added of await pick(kind)) {
+      notice(["documents.added", { name: fileName(added.path) }]);
+    }
     await refreshDocuments();
   } catch (error) {
     failed(error);
@@ -68,7 +69,7 @@ async function add(kind) {
 
 /**
  * @param {"file"|"folder"} kind
- * @returns {Promise<Source|null>}
+ * @returns {Promise<Source[]>}
  */
 async function pick(kind) {
   try {
@@ -77,7 +78,7 @@ async function pick(kind) {
     if (!(error instanceof ApiError && error.code === "no_dialog")) throw error;
   }
   const path = await promptDialog(`documents.add_${kind}`, "documents.path", "", "documents.add_action");
-  return path ? post("/api/documents", { path }) : null;
+  return path ? [await post("/api/documents", { path })] : [];
 }
 
 function chooseFiles() {

@@ -156,6 +156,12 @@ export function number(value, options = { maximumFractionDigits: 1 }) {
 }
 
 /**
+ * A large number, shortened as the language does it: 134.5M, 1.3亿.
+ * @param {number} value
+ */
+export const compact = (value) => number(value, { notation: "compact", maximumFractionDigits: 1 });
+
+/**
  * A size in bytes as a person reads it (powers of 1000).
  * @param {number} bytes
  */

@@ -38,18 +38,26 @@ export class MessageView {
       this.answer?.element ??
       h("article", { class: "message question", tLabel: "message.question" }, this.body, this.foot);
     this.element.dataset.id = message.id;
+    this.live = live !== undefined;
     if (!live) this.show(message);
   }
 
   /** @param {Message} message a newer state of the same message */
   show(message) {
     this.message = message;
+    this.live = false;
     if (!this.answer) fill(this.body, message.content);
     else {
       this.answer.show(message);
       const suggestion = message.origin?.suggestion;
       if (suggestion && !message.origin.cloud) this.suggest(suggestion);
     }
+    this.refresh();
+  }
+
+  /** The stream broke off; what has come stays. */
+  ended() {
+    this.live = false;
     this.refresh();
   }
 
@@ -64,6 +72,7 @@ export class MessageView {
   /** The foot again: the number of branches may have changed. */
   refresh() {
     const { message } = this;
+    if (this.live) return fill(this.foot);
     const branches = this.#branches();
     const buttons = message.role === "user" ? this.#questionActions() : this.#answerActions();
     fill(this.foot, branches, h("div", { class: "message-actions" }, ...buttons), this.answer?.stats);

@@ -23,6 +23,9 @@ export function troubleBanner() {
 
 function engineTrouble() {
   const { engine } = store.app;
+  if (engine.state === "ready" && engine.error && !read.has(engine.error)) {
+    return sentenceBanner("warning", engine.error); // a switch failed and the old model goes on
+  }
   if (engine.state === "none") {
     return banner("info", h("span", { t: "trouble.no_model" }), [
       button("trouble.choose_model", () => go("welcome"), "primary"),
@@ -40,15 +43,22 @@ function engineTrouble() {
 function notices() {
   return (store.app.notices ?? [])
     .filter((sentence) => !read.has(sentence))
-    .map((sentence) => {
-      const element = banner("info", h("span", {}, sentence), [
-        button("trouble.understood", () => {
-          read.add(sentence);
-          element.remove();
-        }),
-      ]);
-      return element;
-    });
+    .map((sentence) => sentenceBanner("info", sentence));
+}
+
+/**
+ * A sentence of the host that stays until it is put away.
+ * @param {"info"|"warning"} kind
+ * @param {string} sentence
+ */
+function sentenceBanner(kind, sentence) {
+  const element = banner(kind, h("span", {}, sentence), [
+    button("trouble.understood", () => {
+      read.add(sentence);
+      element.remove();
+    }),
+  ]);
+  return element;
 }
 
 function recovery() {

@@ -20,6 +20,9 @@ import { attempt } from "./notices.js";
  * @property {(turn: Turn) => void} grown something on the page changed
  */
 
+const TRIES = 5;
+const PAUSE_MS = 500;
+
 /** @type {Map<string, Turn>} */
 const running = new Map();
 
@@ -35,6 +38,7 @@ export class Turn {
   /** @type {{code: string, message: string}|null} */ error = null;
   /** @type {string|null} */ suggestion = null;
   /** @type {string|null} */ #id = null;
+  #seen = 0;
   #stopWanted = false;
   #announcer = new Announcer();
 
@@ -52,20 +56,46 @@ export class Turn {
   /**
    * Ask, and stay until the answer has ended.
    * @param {string} path
-   * @param {object} body
+   * @param {object|undefined} body
    */
   async run(path, body) {
     running.set(this.conversation, this);
-    try {
-      await stream(path, body, (name, data) => this.#take(name, data));
-      if (!this.final && !this.error) this.error = { code: "cut_off", message: "" };
-    } catch (error) {
-      const known = error instanceof ApiError ? error : new ApiError("cut_off", String(error), 0);
-      this.error = { code: known.code, message: known.message };
+    await this.#read(path, body);
+    for (let tries = 0; this.#id && !this.#over && tries < TRIES; tries++) {
+      // the connection broke, the answer did not: read on from where it was
+      await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+      await this.#read(`/api/turns/${this.#id}/events?from=${this.#seen}`, undefined);
     }
+    if (!this.#over) this.error = { code: "cut_off", message: "" };
     running.delete(this.conversation);
     this.#finish();
     this.listener.ended(this);
+  }
+
+  /**
+   * Go on with a turn that this page did not start, from its first event.
+   * @param {string} id
+   */
+  async follow(id) {
+    this.#id = id;
+    await this.run(`/api/turns/${id}/events?from=0`, undefined);
+  }
+
+  get #over() {
+    return this.final !== null || this.error !== null;
+  }
+
+  /**
+   * @param {string} path
+   * @param {object|undefined} body
+   */
+  async #read(path, body) {
+    try {
+      await stream(path, body, (name, data) => this.#take(name, data));
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.status === 0) return; // broken, not refused
+      this.error = { code: error.code, message: error.message };
+    }
   }
 
   /** Ask the host to stop; before the turn has an id, as soon as it has one. */
@@ -80,6 +110,7 @@ export class Turn {
    */
   #take(name, data) {
     const { answer } = this;
+    this.#seen += 1;
     switch (name) {
       case "begin":
         this.#begin(data);

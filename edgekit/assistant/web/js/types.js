@@ -20,7 +20,7 @@
  *   repetition_penalty: number, system_memory_limit_gb: number, data_folder: string,
  *   autostart: boolean, send_key: "enter"|"ctrl-enter", endpoint_enabled: boolean }} Settings
  * @typedef {{
- *   version: string, engine: Engine, documents: {state: string, embedding: Embedding},
+ *   version: string, engine: Engine, documents: {state: string, embedding: Embedding, error?: string|null},
  *   policy: Policy, cloud: {configured: boolean, name: string, host: string, model: string},
  *   settings: Settings, first_start: boolean, recovery: Recovery|null, demo: Demo,
  *   notices?: string[] }} AppState
@@ -68,8 +68,8 @@
  *   expires: string}} Preview
  * @typedef {{time: string, name: string, host: string, model: string, bytes: number,
  *   sha256: string, status: string}} CloudLogEntry
- * @typedef {{name: string, command: string[], env: Record<string, string>, running: boolean,
- *   always: string[], problem?: string}} McpServer
+ * @typedef {{name: string, command: string[], resolved: string[], env: string[], confirmed: boolean,
+ *   running: boolean, always: string[], problem: string|null}} McpServer
  */
 
 export {};

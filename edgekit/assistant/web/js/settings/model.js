@@ -4,7 +4,7 @@ import { call, get, post } from "../api.js";
 import { showReasons } from "../device-line.js";
 import { confirmDialog } from "../dialogs.js";
 import { button, fill, h } from "../dom.js";
-import { size } from "../i18n.js";
+import { compact, size } from "../i18n.js";
 import { attempt } from "../notices.js";
 import { addPack } from "../packs.js";
 import { store, watch } from "../store.js";
@@ -58,7 +58,7 @@ function card(pack, refresh) {
     h(
       "p",
       { class: "hint" },
-      h("span", { t: ["device.millions", { count: pack.parameters / 1e6 }] }),
+      h("span", { t: ["device.parameters", { amount: () => compact(pack.parameters) }] }),
       pack.bytes ? [" · ", h("span", { t: ["packs.size", { size: () => size(pack.bytes) }] })] : null,
       ` · ${pack.license}`,
     ),

@@ -3,6 +3,7 @@
 import { call, get, post } from "../api.js";
 import { actions, confirmDialog, openDialog } from "../dialogs.js";
 import { button, fill, h } from "../dom.js";
+import { language } from "../i18n.js";
 import { attempt } from "../notices.js";
 import { store } from "../store.js";
 import { editDialog } from "./assistants.js";
@@ -39,10 +40,10 @@ function builtins() {
 }
 
 /**
- * The command as it is started: one argument a line, nothing interpreted.
- * @param {string[]} command
+ * The command as it is started, its program found: one argument a line, nothing interpreted.
+ * @param {McpServer} server
  */
-const commandText = (command) => command.join("\n");
+const commandText = (server) => (server.resolved.length ? server.resolved : server.command).join("\n");
 
 /**
  * @param {McpServer} server
@@ -53,9 +54,9 @@ function card(server, refresh) {
     "article",
     { class: "card" },
     h("div", { class: "card-head" }, h("h3", {}, server.name), h("span", { class: `pill ${server.running ? "ready" : ""}`, t: server.running ? "mcp.running" : "mcp.stopped" })),
-    h("pre", { class: "command", tabindex: 0, tLabel: "mcp.command" }, commandText(server.command)),
+    h("pre", { class: "command", tabindex: 0, tLabel: "mcp.command" }, commandText(server)),
     server.problem ? h("p", { class: "note error" }, server.problem) : null,
-    ...(server.always ?? []).map((tool) => alwaysRow(server, tool, refresh)),
+    alwaysRow(server, refresh),
     h(
       "div",
       { class: "button-row" },
@@ -66,16 +67,18 @@ function card(server, refresh) {
 }
 
 /**
+ * The tools that run without asking, and the way back to asking.
  * @param {McpServer} server
- * @param {string} tool
  * @param {() => void} refresh
  */
-function alwaysRow(server, tool, refresh) {
+function alwaysRow(server, refresh) {
+  if (!server.always.length) return null;
   const forget = async () => {
-    await attempt(() => call("DELETE", `/api/mcp/${encodeURIComponent(server.name)}/always/${encodeURIComponent(tool)}`));
+    await attempt(() => call("DELETE", `/api/mcp/${encodeURIComponent(server.name)}/always`));
     refresh();
   };
-  return h("p", { class: "always" }, h("span", { t: ["mcp.always", { tool }] }), button("mcp.ask_again", forget, "quiet"));
+  const tools = () => new Intl.ListFormat(language()).format(server.always);
+  return h("p", { class: "always" }, h("span", { t: ["mcp.always", { tools }] }), button("mcp.ask_again", forget, "quiet"));
 }
 
 /**
@@ -84,7 +87,7 @@ function alwaysRow(server, tool, refresh) {
  * @param {() => void} refresh
  */
 async function listTools(server, refresh) {
-  if (!server.running && !(await confirmStart(server))) return;
+  if (!server.confirmed && !(await confirmStart(server))) return;
   const tools = await attempt(() => post(`/api/mcp/${encodeURIComponent(server.name)}/tools`, { confirm: true }));
   refresh();
   if (!tools) return;
@@ -107,7 +110,7 @@ async function listTools(server, refresh) {
 /** @param {McpServer} server */
 function confirmStart(server) {
   return confirmDialog("mcp.start_title", ["mcp.start_text", { name: server.name }], "mcp.start", {
-    detail: commandText(server.command),
+    detail: commandText(server),
   });
 }
 
