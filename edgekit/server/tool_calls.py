@@ -113,23 +113,32 @@ class ToolReader:
         return False
 
     def _between(self, pieces: list[Piece]) -> bool:
-        self._held = self._held.lstrip(BETWEEN)
-        close = self._form.close
-        if not self._held:
+        """After a marker or a call: another call, the end of calls, or words."""
+        held = self._held = self._skip(self._held)
+        if not held:
             return False
-        if self._held.startswith("{"):
+        for mark in filter(None, (self._form.marker, self._form.close)):
+            if held.startswith(mark):
+                self._held = held[len(mark) :]
+                self._state = "words" if mark == self._form.close else "between"
+                return True
+            if mark.startswith(held):
+                return False
+        if held.startswith("{"):
             self._object, self._state = _CallObject(self._names), "object"
-        elif close and self._held.startswith(close):
-            self._held, self._state = self._held[len(close) :], "words"
-        elif close and close.startswith(self._held):
-            return False
-        elif self._held.startswith(self._form.marker) and self._form.marker:
-            self._held = self._held[len(self._form.marker) :]
-        elif self._form.name == "mistral-args" and self._held[0].isalnum():
-            self._state = "name"
         else:
-            self._state = "words"
+            bare = self._form.name == "mistral-args" and held[0].isalnum()
+            self._state = "name" if bare else "words"
         return True
+
+    def _skip(self, text: str) -> str:
+        """Text without what may stand between calls; a mark may begin with the same characters."""
+        marks = tuple(filter(None, (self._form.marker, self._form.close)))
+        while text and text[0] in BETWEEN:
+            if any(mark.startswith(text) or text.startswith(mark) for mark in marks):
+                break
+            text = text[1:]
+        return text
 
     def _name(self, pieces: list[Piece]) -> bool:
         """A name before its arguments, without quotes."""

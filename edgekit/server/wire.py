@@ -9,17 +9,18 @@ from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
 from edgekit.server.errors import ApiError, bad_request
+from edgekit.server.fields import Body
 from edgekit.server.limits import LIMITS
 
 UNION_TAG = re.compile(r"^(str|int|bool|dict|[A-Z]\w+)$|[\[\]()-]")  # not the name of a field
 DONE = b"data: [DONE]\n\n"
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=Body)
 T = TypeVar("T")
 
 
@@ -64,7 +65,7 @@ async def parse(request: Request, model: type[M]) -> tuple[M, list[str]]:
         parsed = model.model_validate(value)
     except ValidationError as error:
         raise _wrong_field(error) from None
-    known = {f.alias or name for name, f in model.model_fields.items()}
+    known = {f.alias or name for name, f in model.model_fields.items()} | model.silent
     unknown = [str(name)[:64] for name in value if name not in known]
     return parsed, [f"{name} is not known here and was ignored" for name in unknown[:20]]
 
