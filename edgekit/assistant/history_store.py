@@ -80,7 +80,8 @@ class Store:
     def erase_freed(self) -> None:
         """Give freed pages back and empty the log, so that what was deleted is in no file."""
         with self._lock, self._explained():
-            self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+            # `execute` stops after a page, as this statement has steps and no columns
+            self._connection.executescript("PRAGMA incremental_vacuum")
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
