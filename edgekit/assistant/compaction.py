@@ -102,7 +102,7 @@ class Compactor:
 
         def build(start: int, note: str, quoted: int) -> list[ChatMessage]:
             chosen = branch_messages(path[start:])
-            chosen = with_material(chosen, material(quoted)) if quoted or not passages else chosen
+            chosen = with_material(chosen, material(quoted)) if quoted else chosen
             return [*system_message(system, summary_text(note)), *chosen]
 
         if await self._fits(build(0, summary, passages), tools):

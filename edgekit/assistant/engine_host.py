@@ -33,7 +33,7 @@ BACKOFF = 0.5  # seconds before the first restart; doubles
 WATCH = 5.0  # seconds between looks at the health of a loaded model
 DRAIN = 600.0  # seconds that answers may still read from a replaced child
 
-ServeCommand = Callable[[Path, str, Path], Sequence[str]]
+ServeCommand = Callable[[KnownPack, str, Path], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class EngineStatus:
     failed_target: str = ""  # the one that could not be used, where that was asked for
 
 
-def serve_command(pack: Path, target: str, state_file: Path) -> list[str]:
+def serve_command(pack: KnownPack, target: str, state_file: Path) -> list[str]:
     """The child: edgekit's own server, on a free port."""
     command = [
-        sys.executable, "-m", "edgekit", "serve", str(pack), "--port", "0",
+        sys.executable, "-m", "edgekit", "serve", str(pack.path), "--port", "0",
         "--state-file", str(state_file), "--exit-with-parent", "--json",
     ]  # fmt: skip
     return [*command, "--device", target] if target else command
@@ -68,7 +68,7 @@ class EngineHost:
 
     Args:
         folder: a private folder for the children's state files.
-        command: makes a child's command of pack, target and state file.
+        command: makes a child's command of pack, target and state file, or refuses.
         changed: called whenever :attr:`status` has changed.
     """
 
@@ -87,9 +87,9 @@ class EngineHost:
         self.status = self._ready_status = EngineStatus()
 
     @property
-    def endpoint(self) -> tuple[Endpoint, Path] | None:
-        """Where the loaded model answers and the file that holds its token."""
-        return (self._serving.endpoint, self._serving.state_file) if self._serving else None
+    def endpoint(self) -> Endpoint | None:
+        """Where the loaded model answers."""
+        return self._serving.endpoint if self._serving else None
 
     def load(self, pack: Path, target: str = "") -> None:
         """Begin to load or switch; what was being loaded is given up."""
@@ -171,7 +171,7 @@ class EngineHost:
 
     async def _started(self, pack: KnownPack, target: str) -> tuple[ModelProcess, dict[str, Any]]:
         state_file = self._folder / f"engine-{secrets.token_hex(8)}.json"
-        child = ModelProcess(self._command(pack.path, target, state_file), state_file)
+        child = ModelProcess(self._command(pack, target, state_file), state_file)
         try:
             await child.start()
             return child, await child.wait_loaded()

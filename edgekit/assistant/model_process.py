@@ -70,11 +70,6 @@ class ModelProcess:
         """Its process id, 0 before the start."""
         return self._process.pid if self._process else 0
 
-    @property
-    def state_file(self) -> Path:
-        """The private file with its address and token."""
-        return self._state_file
-
     async def start(self) -> None:
         """Start it and wait until it listens.
 

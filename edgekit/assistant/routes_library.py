@@ -14,6 +14,7 @@ from edgekit.assistant.library import Shelf
 from edgekit.assistant.refusals import RefusalError
 from edgekit.assistant.state import Assistant
 
+OF_THE_ENGINE = ("endpoint_enabled", "system_memory_limit_gb")  # the model's process knows them
 ELSEWHERE = ("data_folder",)  # shown among the settings, changed with --data-dir
 
 
@@ -34,6 +35,8 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
         after = await asyncio.to_thread(assistant.settings.change, values)
         if before.embedding_pack != after.embedding_pack:
             assistant.begin(assistant.reopen_documents())
+        if any(getattr(before, name) != getattr(after, name) for name in OF_THE_ENGINE):
+            assistant.reload_engine()
         assistant.changed()
         return answer(_settings(assistant))
 

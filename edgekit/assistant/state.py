@@ -22,6 +22,7 @@ from edgekit.assistant.document_desk import DocumentDesk
 from edgekit.assistant.engine_host import EngineHost, ServeCommand, serve_command
 from edgekit.assistant.events import Bus
 from edgekit.assistant.library import PromptLibrary
+from edgekit.assistant.model_process import engine_failed
 from edgekit.assistant.packs import KnownPack, Packs
 from edgekit.assistant.policy import Policy
 from edgekit.assistant.recovery import RecoveryReport, open_history
@@ -34,6 +35,7 @@ from edgekit.local.private import private_directory
 from edgekit.runtimes.devices import Reason, consider
 
 GIB = 1 << 30
+SMALLEST_CACHE = 256 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ class Assistant:
         self.sessions = Sessions(urlsplit(url).port or 0)
         self.history, self.recovery = open_history(data / "history.sqlite")
         self.bus = Bus()
+        self._serve = serve
         self.devices = DeviceProbe()
-        self.engine = EngineHost(data / "run", serve, self.changed)
+        self.engine = EngineHost(data / "run", self._serve_command, self.changed)
         self.documents = DocumentDesk(
             data / "documents", self.policy, lambda: self.settings.current.embedding_pack,
             self.documents_changed,
@@ -119,6 +122,11 @@ class Assistant:
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
+    @property
+    def token_file(self) -> Path:
+        """The token of the endpoint for other programs; they keep theirs."""
+        return self.folders.data / "endpoint.token"
+
     def changed(self) -> None:
         """Tell every page the state."""
         self.bus.publish("state", lambda: snapshot(self))
@@ -139,6 +147,34 @@ class Assistant:
         """Load a pack now and at every start."""
         self.settings.change({"pack": str(pack), "target": target})
         self.engine.load(pack, target)
+
+    def reload_engine(self) -> None:
+        """Start the model's process anew, with the settings of now."""
+        if not self.settings.current.endpoint_enabled:
+            self.token_file.unlink(missing_ok=True)  # who had it has it for nothing
+        status = self.engine.status
+        if status.pack is not None:
+            self.engine.load(status.pack.path, status.target)
+
+    def _serve_command(self, pack: KnownPack, target: str, state_file: Path) -> list[str]:
+        """The command of the model's process, within the person's limits.
+
+        Raises:
+            RefusalError: the model needs more memory than it may have.
+        """
+        command, settings = list(self._serve(pack, target, state_file)), self.settings.current
+        if settings.system_memory_limit_gb:
+            left = int(settings.system_memory_limit_gb * GIB) - pack.memory_bytes
+            if left < 0:
+                raise engine_failed(
+                    f"{pack.name} needs about {pack.memory_bytes / GIB:.1f} GB and your settings "
+                    f"allow {settings.system_memory_limit_gb:g} GB; raise the limit or choose a "
+                    "smaller pack"
+                )
+            command += ["--cache-memory", str(max(left, SMALLEST_CACHE))]
+        if settings.endpoint_enabled and not self.policy.refuses_endpoint():
+            command += ["--token-file", str(self.token_file)]
+        return command
 
     def _demo_changed(self, ready: Path | None) -> None:
         self.bus.publish("demo", self.demo.state)
@@ -233,9 +269,8 @@ def _engine(assistant: Assistant) -> dict[str, Any]:
 
 def _endpoint(assistant: Assistant) -> dict[str, str] | None:
     """Where other programs may ask, if the person and the owner allow it."""
-    place = assistant.engine.endpoint
+    endpoint = assistant.engine.endpoint
     allowed = assistant.settings.current.endpoint_enabled
-    if place is None or not allowed or assistant.policy.refuses_endpoint():
+    if endpoint is None or not allowed or assistant.policy.refuses_endpoint():
         return None
-    endpoint, file = place
-    return {"url": f"{endpoint.url}/v1", "token_file": str(file)}
+    return {"url": f"{endpoint.url}/v1", "token_file": str(assistant.token_file)}

@@ -37,6 +37,7 @@ import httpx
 
 from edgekit.assistant.engine_host import ServeCommand, serve_command
 from edgekit.assistant.host import Host, Options, hosted
+from edgekit.assistant.packs import KnownPack
 from edgekit.assistant.policy import Policy
 from edgekit.assistant.state import Folders
 from edgekit.assistant.window import Window
@@ -86,7 +87,13 @@ class Running:
 
     def wait_ready(self) -> dict[str, Any]:
         """Wait until the model is loaded."""
-        return wait(lambda: (s := self.state())["engine"]["state"] == "ready" and s)
+
+        def ready() -> dict[str, Any] | None:
+            state = self.state()
+            assert state["engine"]["state"] != "failed", state["engine"]["error"]
+            return state if state["engine"]["state"] == "ready" else None
+
+        return dict(wait(ready))
 
     def kill_model(self) -> None:
         """Kill the model's process, as a crash of its runtime does."""
@@ -140,7 +147,7 @@ def running(
 def fake_serve(script: Path) -> ServeCommand:
     """The command of a scripted model's process."""
 
-    def command(pack: Path, target: str, state_file: Path) -> list[str]:
+    def command(pack: KnownPack, target: str, state_file: Path) -> list[str]:
         return [sys.executable, str(FAKE_MODEL), str(state_file), str(script)]
 
     return command
