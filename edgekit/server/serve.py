@@ -140,13 +140,14 @@ class Loader:
             EdgekitError: it cannot be loaded here.
         """
         from edgekit.runtimes.devices import locate
-        from edgekit.runtimes.load_batching import load_batch_engine
 
         options = self._options
         if self._found is None:
             self._found = locate(
                 options.pack, options.device, self._progress, options.allow_damaged
             )
+        from edgekit.runtimes.load_batching import load_batch_engine
+
         directory, target = self._found
         return load_batch_engine(
             directory, target, max_running=options.parallel, cache_bytes=options.cache_bytes
