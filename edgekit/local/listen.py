@@ -94,7 +94,8 @@ def bind(host: str = "127.0.0.1", port: int = 0, tls: Tls | None = None) -> List
             "or leave --host at 127.0.0.1"
         )
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # the protocol is named because asyncio turns off the delay of small packets for no other
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "nt":  # there, reuse would let another program share the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)  # type: ignore[attr-defined]
