@@ -250,8 +250,9 @@ def _give_way() -> None:
 
 
 def _end_with_parent() -> None:
-    with contextlib.suppress(Exception):
-        while sys.stdin.buffer.read(_PIECE):
+    # not sys.stdin: a thread that waits in it would keep the interpreter from ending
+    with contextlib.suppress(OSError):
+        while os.read(0, _PIECE):
             pass
     os._exit(0)
 

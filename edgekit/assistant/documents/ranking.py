@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 
 from edgekit.assistant.documents.chunks import LONGEST, estimate_tokens
 from edgekit.assistant.documents.records import Passage, Why
-from edgekit.assistant.documents.words import Term, match_expression, words_of
+from edgekit.assistant.documents.words import LIGHT, Term, match_expression, words_of
 
 FUSION = 60
 CANDIDATES = 50  # of each ranking
 JUDGED = 24  # of the fused ranking
-ENOUGH_WORDS = 0.6  # coverage that suffices alone
+ENOUGH_WORDS = 0.45  # coverage that suffices alone
 SOME_WORDS = 0.3  # coverage that suffices with some nearness in meaning
 SOME_MEANING = 0.7  # of the floor of the embedding model
 SAME = 0.85  # shared words over all words of two passages that say the same
@@ -111,13 +111,15 @@ def _weights(connection: sqlite3.Connection, terms: Sequence[Term]) -> dict[Term
     for term in terms:
         counts = [documents(word, term.kind == "single") for word in term.words]
         if term.kind != "pairs":
-            weights[term] = [rarity(counts[0])]
+            light = term.kind == "single" and term.words[0] in LIGHT
+            weights[term] = [0.0 if light else rarity(counts[0])]
             continue
-        # each ideograph tells half as much as the pair it is known in, or as an unknown word
+        # each ideograph tells half as much as the rarest pair it is known in, or as an unknown word
         parts = []
-        for i in range(len(counts) + 1):
+        for i, ideograph in enumerate(term.words[0][0] + "".join(w[1] for w in term.words)):
             known = [rarity(c) for c in counts[max(0, i - 1) : i + 1] if c]
-            parts.append(max(known, default=rarity(0)) / 2)
+            unknown = 0.0 if ideograph in LIGHT else rarity(0)
+            parts.append(max(known, default=unknown) / 2)
         weights[term] = parts
     return weights
 

@@ -3,8 +3,8 @@
 A word is a Latin word without its ending ("quantized", "quantizing" and "quantization" are one
 word) or a pair of neighbouring ideographs (`segment.py`). The index and the question pass through
 the same function, so what SQLite counts and what is computed here from a passage agree. Words that
-questions are made of ("how many", "什么") are left out of a question: they say nothing about what is
-looked for.
+questions are made of ("how many", "什么") are left out of a question: they say nothing about what
+is looked for.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ _MEASURES = "long|big|large|fast|often|far|old|high|wide|deep|well|small|quickly
 _HOW_LONG = re.compile(rf"\bhow (?:{_MEASURES})\b")
 _CHINESE_STOPS = re.compile(
     "为什么|什么|怎么样|怎么|怎样|如何|多少|多长|多大|多久|哪些|哪个|哪种|哪里|哪儿|几个|是否|能否|"
-    "可不可以|是不是|有没有|可以|请问|告诉我|这个|那个|一个|以及|还是|或者|时候|需要|应该|"
-    "[的了吗呢吧啊是把被和与或及在会能有要我你您它他她们个这那哪谁几也都就很]"
+    "可不可以|会不会|能不能|是不是|有没有|可以|请问|告诉我|这个|那个|一个|以及|还是|或者|时候|需要|"
+    "应该|[的了吗呢吧啊我你您它他她们谁几]"
 )
+# Alone they say nothing, but they begin and end words (会议, 能力, 个人) and so part none.
+LIGHT = frozenset("是把被和与或及在会能有要这那哪也都就很个上下中里为用不来才时等写做过还")
 LONGEST_QUESTION = 2_000  # characters; the rest is ignored
 MOST_TERMS = 48
 _VOWEL = re.compile("[aeiouy]")
