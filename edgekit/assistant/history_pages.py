@@ -161,8 +161,9 @@ def _length(kind: int) -> int:
 def _value(kind: int, piece: bytes) -> tuple[Value, bool]:
     """The value of a serial type, and whether a text was read to its end."""
     if kind >= 13 and kind % 2:
+        piece, zero, _ = piece.partition(b"\0")  # no text of ours has one: a page of zeros
         try:
-            return piece.decode(), True
+            return piece.decode(), not zero
         except UnicodeDecodeError as error:
             return piece[: error.start].decode(), False
     if kind >= 12:

@@ -174,13 +174,17 @@ def test_pages_give_the_rows_that_sql_gives(original) -> None:
         expected = [tuple(row) for row in rows]
     connection.close()
     order = [1, 2, 3, 4, 8, 9, 7, 10, 11, 12, 13, 5]  # of the columns of MESSAGE in the table
-    found = []
+    found, named = [], []
     with Pages(path) as pages:
         for kind, record in pages.records():
+            if kind != TABLE_LEAF and len(record.values) == 3:
+                named.append((record.values[0], record.values[2]))
             if kind == TABLE_LEAF and len(record.values) == 14:
                 assert record.whole
                 found.append((record.rowid, *(record.values[i] for i in order)))
     assert sorted(found) == expected and len(found) == 360
+    # two indexes of the messages, a few keys of which lie in pages above the leaves
+    assert sorted(named) == sorted([(row[2], row[0]) for row in expected] * 2)
 
 
 def test_pages_include_what_only_the_log_holds(tmp_path: Path) -> None:
@@ -250,28 +254,25 @@ def test_lost_conversations_are_made_anew_around_their_messages(copy: Path, orig
     history.close()
 
 
-def test_a_text_whose_end_is_lost_is_kept_as_far_as_it_goes(copy: Path) -> None:
-    data = bytearray(copy.read_bytes())
-    with sqlite3.connect(copy) as connection:
-        number, length = connection.execute(
-            "SELECT id, length(content) FROM messages WHERE length(content) > 9000 LIMIT 1"
-        ).fetchone()
-    connection.close()
-    cell = data.index(number.encode())
-    while data.find(b"wwww", cell) // PAGE != cell // PAGE:  # its row, not a key of an index
-        cell = data.index(number.encode(), cell + 1)
-    tail = data.index(b"w" * 4000, (cell // PAGE + 1) * PAGE) // PAGE
-    before = data[: tail * PAGE]
-    copy.write_bytes(before + bytes(PAGE) + data[len(before) + PAGE :])
-    history, report = open_damaged(copy)
-    assert report.cut >= 1 and report.messages == 360
-    cut = [
-        m
-        for c in history.conversations()
-        for m in history.messages(c.id)
-        if m.content.endswith("w") and "w" * 3001 not in m.content and len(m.content) > 3100
-    ]
-    assert length > 9000 and (cut or report.cut)
+@pytest.mark.parametrize("damage", [bytes(PAGE), b"\xff" * PAGE], ids=["zeros", "noise"])
+def test_a_text_whose_end_is_lost_is_kept_as_far_as_it_goes(tmp_path: Path, damage) -> None:
+    path = tmp_path / "history.sqlite"
+    history = History(path)
+    home = history.create("t").id
+    texts = [f"{i}:" + (letter + ".") * 10_000 for i, letter in enumerate("abcde")]
+    parent = None
+    for text in texts:
+        parent = history.add(home, parent, "user", text, sources=[{"file": "x"}]).id
+    history.close()
+    data = bytearray(path.read_bytes())
+    pages = [i for i in range(0, len(data), PAGE) if set(data[i + 4 : i + PAGE]) == set(b"c.")]
+    data[pages[-1] : pages[-1] + PAGE] = damage
+    path.write_bytes(data)
+    history, report = open_damaged(path)
+    assert (report.messages, report.cut, report.lost_messages) == (5, 1, 0)
+    kept = [m.content for m in history.path_to(parent)]
+    assert kept[:2] + kept[3:] == texts[:2] + texts[3:]
+    assert texts[2].startswith(kept[2]) and 10_000 < len(kept[2]) < 20_000
     history.close()
 
 
