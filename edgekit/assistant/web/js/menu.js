@@ -56,8 +56,8 @@ export function openMenu(anchor, label, items) {
   closeOpen = closeThis;
   anchor.setAttribute("aria-expanded", "true");
   anchor.setAttribute("aria-haspopup", "menu");
-  // inside the open dialog, if any: what lies outside a modal dialog cannot be reached
-  (anchor.closest("dialog") ?? document.body).append(menu);
+  // where the button is: a modal dialog makes what lies outside of it unreachable
+  (anchor.closest("dialog, main, aside") ?? document.body).append(menu);
   place(menu, anchor);
   document.addEventListener("pointerdown", outside, true);
   addEventListener("resize", closeThis);

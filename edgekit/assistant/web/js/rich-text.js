@@ -20,7 +20,7 @@ const LAST_WORD = /(?:\p{Script=Han}|[^\s\p{Script=Han}]{1,24})\s?$/u;
 export function enrich(block, passages) {
   for (const pre of block.querySelectorAll("pre")) frameCode(pre);
   for (const table of block.querySelectorAll("table")) {
-    const frame = h("div", { class: "table-scroll", tabindex: 0, role: "region", tLabel: "message.table" });
+    const frame = h("div", { class: "table-scroll", tabindex: 0, role: "group", tLabel: "message.table" });
     table.replaceWith(frame);
     frame.append(table);
   }

@@ -56,13 +56,20 @@ function found(hits) {
   ];
 }
 
-/** @param {Hit} hit */
+/**
+ * A message that was found, under its conversation's title; or a title, which needs no second line.
+ * @param {Hit} hit
+ */
 function row(hit) {
+  const snippet = marked(hit.snippet, hit.marks);
+  const title = hit.title ? h("span", { class: "hit-title" }, hit.title) : h("span", { class: "hit-title", t: "chat.new" });
+  const path = hit.message_id ? `c/${hit.conversation_id}/${hit.message_id}` : `c/${hit.conversation_id}`;
   return h(
     "button",
-    { type: "button", class: "hit", onclick: () => go(`c/${hit.conversation_id}/${hit.message_id}`) },
-    hit.title ? h("span", { class: "hit-title" }, hit.title) : h("span", { class: "hit-title", t: "chat.new" }),
-    h("span", { class: "hit-text" }, ...marked(hit.snippet, hit.marks)),
+    { type: "button", class: "hit", onclick: () => go(path) },
+    hit.message_id
+      ? [title, h("span", { class: "hit-text" }, ...snippet)]
+      : h("span", { class: "hit-title" }, ...snippet),
   );
 }
 

@@ -38,7 +38,7 @@ export function sidebar() {
     h(
       "div",
       { class: "sidebar-head" },
-      h("span", { class: "wordmark" }, h("span", { class: "wordmark-dot", "aria-hidden": "true" }), h("span", { t: "brand" })),
+      h("span", { class: "wordmark" }, h("span", { class: "wordmark-dot", "aria-hidden": "true" }), h("span", { t: "app.name" })),
       iconButton("bolt", "palette.open", () => openPalette()),
       historyButton(),
       iconButton("close", "sidebar.close", () => toggleSidebar(false), "only-narrow"),

@@ -15,8 +15,8 @@ import { attempt } from "./notices.js";
  */
 export function sourceRow(passages) {
   return h(
-    "section",
-    { class: "sources", tLabel: "sources.title" },
+    "div",
+    { class: "sources", role: "group", tLabel: "sources.title" },
     h("h4", { class: "sources-title", t: "sources.title" }),
     h("ol", { class: "sources-list" }, ...passages.map((p) => h("li", {}, chip(p)))),
   );

@@ -19,8 +19,8 @@ export class ToolCard {
     this.state = h("span", { class: "tool-state" });
     this.foot = h("div", { class: "tool-foot" });
     this.element = h(
-      "section",
-      { class: "tool", tLabel: ["tool.label", { name: call.name }] },
+      "div",
+      { class: "tool", role: "group", tLabel: ["tool.label", { name: call.name }] },
       h(
         "div",
         { class: "tool-head" },

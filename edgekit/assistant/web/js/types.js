@@ -13,7 +13,8 @@
  * @typedef {{available: boolean, state: "none"|"downloading"|"building"|"ready"|"failed",
  *   fraction: number, detail: string, error?: string}} Demo
  * @typedef {{saved: number, lost: number, backup: string}} Recovery
- * @typedef {{cloud: "allowed"|"forbidden", mcp: "allowed"|"forbidden"|"listed", source: string}} Policy
+ * @typedef {{cloud: "allowed"|"forbidden", mcp: "allowed"|"forbidden"|"listed", source: string,
+ *   endpoint?: "allowed"|"forbidden"}} Policy
  * @typedef {{
  *   language: "auto"|"en"|"zh-CN", theme: "auto"|"light"|"dark", pack: string, target: string,
  *   temperature: number, top_p: number, top_k: number, max_tokens: number,

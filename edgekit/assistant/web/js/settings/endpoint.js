@@ -3,10 +3,14 @@
 import { button, fill, h } from "../dom.js";
 import { copyText } from "../rich-text.js";
 import { store, watch } from "../store.js";
+import { policyNotice } from "./cloud.js";
 import { block, toggle } from "./form.js";
 
 /** Build the section. */
 export function endpointSection() {
+  if (store.app.policy.endpoint === "forbidden") {
+    return h("div", {}, block("endpoint.title", "endpoint.text", policyNotice("policy.endpoint")));
+  }
   const how = h("div");
   const element = h("div", {}, block("endpoint.title", "endpoint.text", toggle("endpoint_enabled")), how);
   watch(["app"], () => fill(how, usage()), element);
