@@ -20,6 +20,8 @@ from edgekit.errors import BadInputError, EdgekitError, MissingRuntimeError, mis
 from edgekit.runtimes.answers import bounded_tokens, token_events
 from edgekit.runtimes.engine import Message, Sampling, TokenEvent
 from edgekit.runtimes.graph_sessions import PROVIDERS, empty_shape
+from edgekit.runtimes.onnx_stepwise import OnnxStepper
+from edgekit.runtimes.stepwise import stepwise_tokens
 from edgekit.text import ChatTokenizer
 
 SPARSE_VERSION = (1, 32)  # its QMoE knows accuracy_level; DirectML builds are at 1.24
@@ -75,8 +77,12 @@ class OnnxEngine:
         """Continue token ids."""
         limit = bounded_tokens(len(prompt), sampling, self.context_length)
         sampling = dataclasses.replace(sampling, max_tokens=limit)
-        self.load()
-        tokens = self._tokens(prompt, sampling)
+        if sampling.presence_penalty or sampling.frequency_penalty:  # GenAI has neither
+            ends = self.tokenizer.end_tokens
+            tokens = stepwise_tokens(self.stepper(), prompt, sampling, ends)
+        else:
+            self.load()
+            tokens = self._tokens(prompt, sampling)
         return token_events(tokens, len(prompt), self.tokenizer, sampling)
 
     def load(self) -> None:
@@ -90,6 +96,11 @@ class OnnxEngine:
                 self._model = self._genai.Model(config)
             except RuntimeError as error:  # what GenAI raises for everything
                 raise self._refused(error) from error
+
+    def stepper(self) -> OnnxStepper:
+        """The loaded model for loops that see the logits."""
+        self.load()
+        return OnnxStepper(self._genai, self._model, self.device)
 
     def _refused(self, error: Exception) -> EdgekitError:
         """What to tell a person when the runtime cannot take the graph or the device."""

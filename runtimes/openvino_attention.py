@@ -45,14 +45,19 @@ class Context:
         keys = op.unsqueeze(op.range(zero, op.squeeze(total, zero), one, "i64"), zero)
         queries = op.range(zero, op.squeeze(self.length, zero), one, "i64")
         queries = op.unsqueeze(op.add(queries, op.subtract(total, self.length)), one)
-        causal = op.less_equal(keys, queries)
-        if window:
-            near = op.greater(keys, op.subtract(queries, b.scalar(window)))
-            causal = op.logical_and(causal, near)
-        causal = op.unsqueeze(op.unsqueeze(causal, zero), zero)
+        causal = _lifted(b, op.less_equal(keys, queries))
         given = op.unsqueeze(op.unsqueeze(op.convert(self.attention_mask, "boolean"), one), one)
-        visible = op.logical_and(causal, given)
-        return op.select(visible, b.scalar(0.0, F32), b.scalar(MASKED, F32))
+        if not window:
+            visible = op.logical_and(causal, given)
+            return op.select(visible, b.scalar(0.0, F32), b.scalar(MASKED, F32))
+        near = op.greater(_lifted(b, keys), op.add(_lifted(b, queries), b.scalar(-window)))
+        # Paged attention knows a window by this row of operations and by no other; a mask in
+        # another form it drops without a word, and the layer then sees everything.
+        visible = op.bitwise_and(op.bitwise_and(causal, near), given)
+        visible = op.bitwise_and(op.bitwise_and(given, visible), given)
+        visible = op.broadcast(visible, op.shape_of(visible, "i64"))
+        mask = op.select(visible, b.scalar(0.0, F32), b.scalar(MASKED, F32))
+        return op.slice(mask, b.ints(0), b.ints(END), b.ints(1), b.ints(3))
 
     def given(self) -> Node:
         """1 for tokens given, 0 for padding: [B, T, 1]."""
@@ -204,6 +209,11 @@ def _rotate(c: Context, x: Node, rope: Rope, head_dim: int) -> Node:
     turned = op.concat([op.multiply(upper, b.scalar(-1.0, F32)), lower], -1)
     y = op.add(op.multiply(x, cos), op.multiply(turned, sin))
     return op.concat([y, rest], -1) if size < head_dim else y
+
+
+def _lifted(b: Blocks, x: Node) -> Node:
+    """x [.., ..] as [1, 1, .., ..]."""
+    return op.unsqueeze(op.unsqueeze(x, b.scalar(0)), b.scalar(0))
 
 
 def _columns(b: Blocks, x: Node, start: int, stop: int) -> Node:

@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from edgekit.runtimes.answers import bounded_tokens, token_events
 from edgekit.runtimes.engine import Message, Sampling, TokenEvent
 from edgekit.scheme import read_scheme
 from edgekit.text import ChatTokenizer
+
+if TYPE_CHECKING:
+    from edgekit.runtimes.openvino_stepwise import OpenVINOStepper
 
 GRAPH = Path("openvino") / "openvino_model.xml"
 WEIGHTS = "weights.safetensors"
@@ -76,6 +79,7 @@ class OpenVINOEngine:
         self._directory = directory
         self._pipeline: Any = None
         self._compiled: Any = None
+        self._stepper: OpenVINOStepper | None = None
 
     def generate(
         self, messages: Sequence[Message], sampling: Sampling = Sampling()
@@ -89,8 +93,11 @@ class OpenVINOEngine:
         """Continue token ids."""
         limit = bounded_tokens(len(prompt), sampling, self.context_length)
         sampling = dataclasses.replace(sampling, max_tokens=limit)
-        self.load()
-        tokens = self._tokens(prompt, sampling)
+        if needs_logits(sampling):
+            tokens = self._stepwise_tokens(prompt, sampling)
+        else:
+            self.load()
+            tokens = self._tokens(prompt, sampling)
         return token_events(tokens, len(prompt), self.tokenizer, sampling)
 
     def load(self) -> None:
@@ -138,7 +145,7 @@ class OpenVINOEngine:
         inputs = self._genai.TokenizedInputs(
             self._ov.Tensor(ids), self._ov.Tensor(np.ones_like(ids))
         )
-        config = self._config(sampling)
+        config = generation_config(self._genai, sampling, self.tokenizer.end_tokens)
 
         def work() -> None:
             try:
@@ -161,25 +168,19 @@ class OpenVINOEngine:
             stopped.set()
             thread.join()
 
-    def _config(self, sampling: Sampling) -> Any:
-        config = self._genai.GenerationConfig()
-        config.apply_chat_template = False
-        config.max_new_tokens = sampling.max_tokens
-        ends = self.tokenizer.end_tokens
-        config.ignore_eos = sampling.ignore_end
-        if ends and not sampling.ignore_end:
-            config.eos_token_id = min(ends)
-            config.stop_token_ids = set(ends)
-        config.repetition_penalty = sampling.repetition_penalty
-        config.do_sample = sampling.temperature > 0
-        if config.do_sample:
-            config.temperature = sampling.temperature
-            config.top_p = sampling.top_p
-            if sampling.top_k:
-                config.top_k = sampling.top_k
-            seed = sampling.seed
-            config.rng_seed = int(np.random.default_rng(seed).integers(1 << 31))
-        return config
+    def _stepwise_tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        """Token ids from our own loop, for what GenAI's sampler gets wrong."""
+        from edgekit.runtimes.openvino_stepwise import OpenVINOStepper
+        from edgekit.runtimes.stepwise import stepwise_tokens
+
+        if self.device.startswith("NPU"):
+            raise BadInputError(
+                "presence_penalty and frequency_penalty do not work on the NPU; leave them at 0 "
+                "or choose openvino-cpu"
+            )
+        if self._stepper is None:
+            self._stepper = OpenVINOStepper(self._directory, self.device, self._properties)
+        return stepwise_tokens(self._stepper, prompt, sampling, self.tokenizer.end_tokens)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits [T, vocab_size] of one sequence, computed with the properties of generation."""
@@ -203,7 +204,37 @@ class OpenVINOEngine:
 
     def close(self) -> None:
         """Free the model."""
-        self._pipeline = self._compiled = None
+        self._pipeline = self._compiled = self._stepper = None
+
+
+def generation_config(genai: Any, sampling: Sampling, end_tokens: frozenset[int]) -> Any:
+    """Sampling in GenAI's words; presence and frequency penalties have none (``needs_logits``)."""
+    config = genai.GenerationConfig()
+    config.apply_chat_template = False
+    config.max_new_tokens = sampling.max_tokens
+    config.ignore_eos = sampling.ignore_end
+    if end_tokens and not sampling.ignore_end:
+        config.eos_token_id = min(end_tokens)
+        config.stop_token_ids = set(end_tokens)
+    config.repetition_penalty = sampling.repetition_penalty
+    config.do_sample = sampling.temperature > 0
+    if config.do_sample:
+        config.temperature = sampling.temperature
+        config.top_p = sampling.top_p
+        if sampling.top_k:
+            config.top_k = sampling.top_k
+        seed = sampling.seed
+        config.rng_seed = int(np.random.default_rng(seed).integers(1 << 31))
+    return config
+
+
+def needs_logits(sampling: Sampling) -> bool:
+    """Whether our own sampler has to choose.
+
+    GenAI subtracts presence and frequency penalties from positive logits but adds them to negative
+    ones, which makes tokens that came already likelier.
+    """
+    return bool(sampling.presence_penalty or sampling.frequency_penalty)
 
 
 def device_properties(directory: Path, device: str) -> dict[str, str | int]:
