@@ -12,8 +12,9 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edgekit.assistant.redaction import Redaction
 from edgekit.atomic import disk_errors
@@ -64,7 +65,8 @@ class CloudLog:
             BadInputError: the log cannot be written; nothing may be sent then.
             OutOfResourcesError: the disk is full; likewise.
         """
-        self._append({key: value for key, value in asdict(entry).items() if key != "outcome"})
+        unknown_yet = ("outcome", "answer_bytes")
+        self._append({key: v for key, v in asdict(entry).items() if key not in unknown_yet})
 
     def end(self, entry_id: str, outcome: str, answer_bytes: int) -> None:
         """Record what became of it."""
@@ -77,17 +79,14 @@ class CloudLog:
             entry = _entry(value)
             if entry is not None:
                 found[entry.id] = entry
-            elif value.get("id") in found and isinstance(value.get("outcome"), str):
-                known = found[value["id"]]
-                size = value.get("answer_bytes")
-                found[known.id] = replace(
-                    known,
-                    outcome=value["outcome"],
-                    answer_bytes=size if isinstance(size, int) else 0,
-                )
+                continue
+            match value:
+                case {"id": str(known), "outcome": str(outcome), "answer_bytes": int(size)}:
+                    if known in found:
+                        found[known] = replace(found[known], outcome=outcome, answer_bytes=size)
         return list(reversed(found.values()))
 
-    def _append(self, value: dict[str, object]) -> None:
+    def _append(self, value: dict[str, Any]) -> None:
         line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
         with self._lock, disk_errors(self._path):
@@ -107,7 +106,7 @@ class CloudLog:
             if self._path.stat().st_size + coming > self._largest:
                 self._path.replace(self._old)
 
-    def _lines(self) -> Iterator[dict[str, object]]:
+    def _lines(self) -> Iterator[dict[str, Any]]:
         for path in (self._old, self._path):
             try:
                 data = path.read_bytes()
@@ -120,18 +119,21 @@ class CloudLog:
                         yield value
 
 
-def _entry(value: dict[str, object]) -> LogEntry | None:
+def _entry(value: dict[str, Any]) -> LogEntry | None:
     """The first line of a sending; ``None`` for any other."""
-    names = {field.name for field in fields(LogEntry)} - {"outcome"}
-    if not names <= set(value):
-        return None
     try:
-        counts = tuple(Redaction(str(r["kind"]), int(r["count"])) for r in value["redactions"])  # type: ignore[attr-defined]
+        counts = tuple(Redaction(str(r["kind"]), int(r["count"])) for r in value["redactions"])
+        return LogEntry(
+            id=str(value["id"]),
+            time=str(value["time"]),
+            host=str(value["host"]),
+            model=str(value["model"]),
+            bytes=int(value["bytes"]),
+            sha256=str(value["sha256"]),
+            redactions=counts,
+        )
     except (TypeError, KeyError, ValueError):
         return None
-    texts = {key: str(value[key]) for key in ("id", "time", "host", "model", "sha256")}
-    size = value["bytes"]
-    return LogEntry(**texts, bytes=size if isinstance(size, int) else 0, redactions=counts)
 
 
 def _lacks_newline(path: Path) -> bool:

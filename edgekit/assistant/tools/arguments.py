@@ -87,9 +87,8 @@ def _without_patterns(schema: Any) -> Any:
         return [_without_patterns(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    dropped = _PATTERNS
-    if isinstance(schema.get("patternProperties"), dict):
-        dropped += _DEPEND_ON_PATTERNS
+    by_pattern = isinstance(schema.get("patternProperties"), dict)
+    dropped = {*_PATTERNS, *(_DEPEND_ON_PATTERNS if by_pattern else ())}
     kept = {}
     for key, value in schema.items():
         if key in dropped:

@@ -10,6 +10,7 @@ A damaged file is kept: it is set aside under another name before anything new i
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,7 +82,7 @@ class _File(BaseModel):
 
 
 class ToolConfig:
-    """The file in memory; every change is on disk when the method returns.
+    """The file in memory; every change is on disk when the method returns. Safe for threads.
 
     Attributes:
         problem: one sentence when the file cannot be read, or "".
@@ -89,6 +90,7 @@ class ToolConfig:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self.problem = ""
         self._file = _File()
         try:
@@ -107,29 +109,35 @@ class ToolConfig:
             BadInputError: the name is taken or not valid, or the command or a variable is not.
         """
         checked_name(name)
-        if name in self._file.servers:
-            raise BadInputError(f"there is a tool server {name} already; choose another name")
-        if len(self._file.servers) >= MOST_SERVERS:
-            raise BadInputError(f"there are {MOST_SERVERS} tool servers already; remove one first")
         entry = ServerEntry(command=checked_command(command), env=checked_environment(env))
-        self._change(servers={**self._file.servers, name: entry})
+        with self._lock:
+            servers = self._file.servers
+            if name in servers:
+                raise BadInputError(f"there is a tool server {name} already; choose another name")
+            if len(servers) >= MOST_SERVERS:
+                raise BadInputError(f"{MOST_SERVERS} tool servers are the most; remove one first")
+            self._change(servers={**servers, name: entry})
         return entry
 
     def remove(self, name: str) -> None:
-        """Forget a server; the consents given to its command stay void without it."""
-        left = {key: entry for key, entry in self._file.servers.items() if key != name}
-        self._change(servers=left)
+        """Forget a server."""
+        with self._lock:
+            left = {key: entry for key, entry in self._file.servers.items() if key != name}
+            self._change(servers=left)
 
     def confirm(self, name: str, identity: str) -> None:
         """Remember that a person saw the whole command and agreed to run it."""
-        entry = self._file.servers[name].model_copy(update={"confirmed": identity})
-        self._change(servers={**self._file.servers, name: entry})
+        with self._lock:
+            entry = self._file.servers[name].model_copy(update={"confirmed": identity})
+            self._change(servers={**self._file.servers, name: entry})
 
     def allow(self, identity: str, tool: ToolInfo) -> None:
         """Remember "always" for a tool as it is defined now; an older definition's is dropped."""
-        kept = [c for c in self._file.consents if (c.identity, c.tool) != (identity, tool.tool)]
-        kept.append(Consent(identity=identity, tool=tool.tool, definition=tool.digest))
-        self._change(consents=kept)
+        consent = Consent(identity=identity, tool=tool.tool, definition=tool.digest)
+        same = (identity, tool.tool)
+        with self._lock:
+            kept = [c for c in self._file.consents if (c.identity, c.tool) != same]
+            self._change(consents=[*kept, consent])
 
     def allowed(self, identity: str, tool: ToolInfo) -> bool:
         """Whether "always" was said to exactly this tool of exactly this command."""
@@ -138,9 +146,11 @@ class ToolConfig:
 
     def forget(self, identity: str) -> None:
         """Take back every "always" given to a command."""
-        self._change(consents=[c for c in self._file.consents if c.identity != identity])
+        with self._lock:
+            self._change(consents=[c for c in self._file.consents if c.identity != identity])
 
     def _change(self, **fields: object) -> None:
+        """Write the file with these fields, then take it over; the lock is held."""
         changed = self._file.model_copy(update=fields)
         if self.problem:
             set_aside(self._path)
