@@ -76,7 +76,7 @@ class EngineHost:
         self, folder: Path, command: ServeCommand, changed: Callable[[], None] = lambda: None
     ) -> None:
         self._folder = private_directory(folder)
-        for left in self._folder.glob("engine-*.json"):
+        for left in self._folder.glob("*engine-*"):
             left.unlink(missing_ok=True)  # of a process that was killed
         self._command, self._changed = command, changed
         self._serving: ModelProcess | None = None

@@ -268,6 +268,7 @@ class LocalAnswer:
             int(writer.stats.get("prompt_tokens", 0)),
             status.context_length,
             "length" if self._finish == "length" else "complete",
+            writer.text,
         )
         if code:
             writer.origin["suggestion"] = code

@@ -169,7 +169,8 @@ class ModelProcess:
             await self._http.aclose()
         if self._reader is not None:
             self._reader.cancel()
-        self._state_file.unlink(missing_ok=True)
+        for left in self._state_file.parent.glob(f"*{self._state_file.name}*"):
+            left.unlink(missing_ok=True)  # also what a killed process had not finished
 
     def _read_state(self) -> bool:
         """Take the address from the file once it is there; it is written whole."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -106,12 +106,11 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
 
     async def take_in(request: Request) -> Response:
         body = await parse(request, ImportBody)
-        read: Any = transfer.from_json if body.format == "json" else transfer.from_markdown
+        read = transfer.from_json if body.format == "json" else transfer.from_markdown
         try:
-            made = await asyncio.to_thread(read, history, body.text)
+            ids = await asyncio.to_thread(read, history, body.text)
         except BadInputError as error:
             raise RefusalError(400, "bad_import", str(error)) from error
-        ids = [getattr(item, "id", item) for item in (made if isinstance(made, list) else [made])]
         return answer({"imported": len(ids), "conversation_ids": ids})
 
     async def folders(request: Request) -> Response:

@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from edgekit.assistant import autostart
 from edgekit.assistant.bodies import answer, json_object
 from edgekit.assistant.library import Shelf
 from edgekit.assistant.refusals import RefusalError
-from edgekit.assistant.state import Assistant
+from edgekit.assistant.state import Assistant, settings_state
 
 OF_THE_ENGINE = ("endpoint_enabled", "system_memory_limit_gb")  # the model's process knows them
 ELSEWHERE = ("data_folder",)  # shown among the settings, changed with --data-dir
@@ -22,23 +23,25 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
     """The routes of this module."""
 
     async def settings(request: Request) -> Response:
-        return answer(_settings(assistant))
+        return answer(settings_state(assistant))
 
     async def change_settings(request: Request) -> Response:
         values = await json_object(request)
         values = {key: value for key, value in values.items() if key not in ELSEWHERE}
         if values.get("endpoint_enabled") and (why := assistant.policy.refuses_endpoint()):
             raise RefusalError(403, "forbidden_by_policy", why)
-        if "autostart" in values:
-            await asyncio.to_thread(_set_autostart, assistant, values["autostart"] is True)
+        if values.get("autostart") and (why := assistant.policy.refuses_autostart()):
+            raise RefusalError(403, "forbidden_by_policy", why)
         before = assistant.settings.current
         after = await asyncio.to_thread(assistant.settings.change, values)
+        if "autostart" in values:
+            await asyncio.to_thread(_set_autostart, assistant, after.autostart)
         if before.embedding_pack != after.embedding_pack:
             assistant.begin(assistant.reopen_documents())
         if any(getattr(before, name) != getattr(after, name) for name in OF_THE_ENGINE):
             assistant.reload_engine()
         assistant.changed()
-        return answer(_settings(assistant))
+        return answer(settings_state(assistant))
 
     return [
         *_shelf("/api/assistants", assistant.library.assistants),
@@ -71,17 +74,8 @@ def _shelf(path: str, shelf: Shelf[Any]) -> list[BaseRoute]:
     ]
 
 
-def _settings(assistant: Assistant) -> dict[str, Any]:
-    folder = str(assistant.folders.data)
-    return {**assistant.settings.current.model_dump(), "data_folder": folder}
-
-
 def _set_autostart(assistant: Assistant, wanted: bool) -> None:
-    from edgekit.assistant import autostart
-
-    if wanted and (why := assistant.policy.refuses_autostart()):
-        raise RefusalError(403, "forbidden_by_policy", why)
     if wanted:
-        autostart.enable()
+        autostart.enable(assistant.folders.command(), assistant.policy)
     else:
         autostart.disable()

@@ -8,13 +8,17 @@ closes them in order. Every part that can fail by itself (model, documents, tool
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import platformdirs
+
 import edgekit
+from edgekit.assistant import autostart
 from edgekit.assistant.cloud import Cloud
 from edgekit.assistant.demo_job import DemoJob
 from edgekit.assistant.device_probe import DeviceProbe
@@ -23,7 +27,7 @@ from edgekit.assistant.engine_host import EngineHost, ServeCommand, serve_comman
 from edgekit.assistant.events import Bus
 from edgekit.assistant.library import PromptLibrary
 from edgekit.assistant.model_process import engine_failed
-from edgekit.assistant.packs import KnownPack, Packs
+from edgekit.assistant.packs import KnownPack, Packs, system_roots
 from edgekit.assistant.policy import Policy
 from edgekit.assistant.recovery import RecoveryReport, open_history
 from edgekit.assistant.sessions import Sessions
@@ -45,6 +49,20 @@ class Folders:
     data: Path
     packs: Path
     system_packs: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, data_dir: Path | None) -> Folders:
+        """The folders of this person, or everything below ``data_dir``."""
+        if data_dir is not None:
+            root = data_dir.expanduser().absolute()
+            return cls(root, root / "packs", system_roots())
+        root = platformdirs.user_data_path("edgekit", appauthor=False)
+        return cls(root / "assistant", root / "packs", system_roots())
+
+    def command(self) -> list[str]:
+        """The command that starts this assistant again."""
+        command = [sys.executable, "-m", "edgekit", "assistant"]
+        return command if self == Folders.of(None) else [*command, "--data-dir", str(self.data)]
 
 
 class Assistant:
@@ -194,7 +212,7 @@ class Assistant:
 
 def snapshot(assistant: Assistant) -> dict[str, Any]:
     """What ``GET /api/state`` answers and the ``state`` event carries."""
-    policy, settings = assistant.policy, assistant.settings.current
+    policy = assistant.policy
     recovery = assistant.recovery
     return {
         "version": edgekit.__version__,
@@ -202,7 +220,7 @@ def snapshot(assistant: Assistant) -> dict[str, Any]:
         "documents": assistant.documents.state(),
         "policy": {"cloud": policy.cloud, "mcp": policy.mcp, "source": policy.source},
         "cloud": cloud_state(assistant),
-        "settings": {**settings.model_dump(), "data_folder": str(assistant.folders.data)},
+        "settings": settings_state(assistant),
         "first_start": not assistant.packs.all(),
         "recovery": recovery_state(recovery) if recovery else None,
         "demo": assistant.demo.state(),
@@ -216,6 +234,15 @@ def cloud_state(assistant: Assistant) -> dict[str, Any]:
     if config is None:
         return {"configured": False, "name": "", "host": "", "model": ""}
     return {"configured": True, "name": config.name, "host": config.host, "model": config.model}
+
+
+def settings_state(assistant: Assistant) -> dict[str, Any]:
+    """The settings, and what the system says of those that it keeps."""
+    return {
+        **assistant.settings.current.model_dump(),
+        "autostart": autostart.enabled(),
+        "data_folder": str(assistant.folders.data),
+    }
 
 
 def recovery_state(report: RecoveryReport) -> dict[str, Any]:

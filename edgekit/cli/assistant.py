@@ -36,29 +36,16 @@ def command(
     """The desktop assistant: chat, documents and history, private and offline."""
     from edgekit.assistant.host import Options, run
     from edgekit.assistant.packs import user_path
+    from edgekit.assistant.state import Folders
 
     options = Options(
-        folders=folders(data_dir),
+        folders=Folders.of(data_dir),
         pack=user_path(str(pack)) if pack else None,
         target=checked_target(device),
         port=port,
         window="none" if no_window else "browser" if browser else "auto",
     )
     run(options, print_line if json else say)
-
-
-def folders(data_dir: Path | None) -> Any:
-    """The default folders of this person, or everything below ``data_dir``."""
-    from edgekit.assistant.packs import system_roots
-    from edgekit.assistant.state import Folders
-
-    if data_dir is not None:
-        root = data_dir.expanduser().absolute()
-        return Folders(root, root / "packs", system_roots())
-    import platformdirs
-
-    root = platformdirs.user_data_path("edgekit", appauthor=False)
-    return Folders(root / "assistant", root / "packs", system_roots())
 
 
 def checked_target(device: str) -> str:

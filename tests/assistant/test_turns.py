@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,13 @@ def begun(assistant: Running, conversation: str, text: str, **body: Any) -> Any:
 
     def work() -> None:
         path = f"/api/conversations/{conversation}/turns"
-        with contextlib.closing(assistant.session()) as http:
-            with http.stream("POST", path, json={"text": text, **body}) as answer:
-                for event in events(answer):
-                    found.append(event)
+        question = {"text": text, **body}
+        with (
+            contextlib.closing(assistant.session()) as http,
+            http.stream("POST", path, json=question) as answer,
+        ):
+            for event in events(answer):
+                found.append(event)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -60,7 +64,7 @@ def test_an_answer_streams_as_blocks_and_is_stored_with_what_it_cost(assistant: 
     conversation = assistant.conversation()
     found = assistant.ask(conversation, "How is the weather in Shanghai today?")
     begin, done = found[0][1], found[-1][1]["message"]
-    assert [name for name, _ in found][0] == "begin" and found[-1][0] == "done"
+    assert found[0][0] == "begin" and found[-1][0] == "done"
     assert done["id"] == begin["answer_id"] and done["state"] == "complete"
     assert done["content"] == "Sunny **all** day.\n\nAnd warm."
     assert "<strong>all</strong>" in done["html"]
@@ -473,17 +477,13 @@ def test_a_question_longer_than_the_context_is_refused_with_its_length(assistant
         assert messages(assistant, conversation)[0]["content"] == "x" * 5000
 
 
-class changed_context:
+@contextlib.contextmanager
+def changed_context(assistant: Running, tokens: int) -> Iterator[None]:
     """The loaded model has another context for the block."""
-
-    def __init__(self, assistant: Running, tokens: int) -> None:
-        self._engine, self._tokens = assistant.assistant.engine, tokens
-
-    def __enter__(self) -> None:
-        from dataclasses import replace
-
-        self._before = self._engine.status
-        self._engine.status = replace(self._before, context_length=self._tokens)
-
-    def __exit__(self, *_: object) -> None:
-        self._engine.status = self._before
+    engine = assistant.assistant.engine
+    before = engine.status
+    engine.status = replace(before, context_length=tokens)
+    try:
+        yield
+    finally:
+        engine.status = before
