@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.errors import MissingRuntimeError
-from edgekit.manifest import MANIFEST
+from edgekit.manifest import MANIFEST, require_kind
 from edgekit.memory import available_memory
 from edgekit.pack import VARIANTS, verify_pack
 from edgekit.parity import compiled_targets
@@ -61,6 +61,7 @@ def check_pack(pack: Path, progress: Progress) -> list[SelfCheck]:
     here = [d.target for d in list_devices() if d.available and d.target != "openvino-npu"]
     if (pack / MANIFEST).is_file():
         manifest = verify_pack(pack, progress)
+        require_kind(manifest, pack, "chat")
         variants = {
             pack / VARIANTS / v.id: [t.target for t in v.targets] for v in manifest.variants
         }

