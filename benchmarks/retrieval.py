@@ -182,6 +182,7 @@ def latency(passages: int) -> str:
     ):
         with store.transaction(db):
             _fill(db, passages, lambda: random_words.choices(words, frequencies, k=250), rng)
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         index = VectorIndex()
         started = time.perf_counter()
         index.refresh(db, 1, DIM)

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from edgekit.assistant.documents.chunks import LONGEST, estimate_tokens
+from edgekit.assistant.documents.rarity import Rarity, rarity_of
 from edgekit.assistant.documents.records import Passage, Why
-from edgekit.assistant.documents.words import LIGHT, Term, match_expression, words_of
+from edgekit.assistant.documents.words import Term, words_of
 
 FUSION = 60
 CANDIDATES = 50  # of each ranking
@@ -42,23 +44,24 @@ class _Row:
     id: int
     content: int
     passage: Passage
+    words: frozenset[str]  # of heading and text
 
 
 def rank(
     connection: sqlite3.Connection, terms: Sequence[Term], meaning: Meaning | None, limit: int
 ) -> list[Passage]:
     """At most ``limit`` passages, best first; none if nothing answers."""
-    by_words = _by_words(connection, terms)
+    rarity = rarity_of(connection, terms)
+    by_words = _by_words(connection, rarity)
     nearest = list(meaning.nearest[:CANDIDATES]) if meaning else []
     cosines = dict(nearest)
     floor = meaning.floor if meaning else math.inf
     # a passage far from the question in meaning is no candidate by meaning
     by_meaning = [p for p, cosine in nearest if cosine >= SOME_MEANING * floor]
     scores = _fuse(by_words, by_meaning)
-    weights = _weights(connection, terms)
     kept: list[_Row] = []
     for row in _rows(connection, sorted(scores, key=lambda p: (-scores[p], p))[:JUDGED]):
-        covered = coverage(weights, row.passage)
+        covered = rarity.coverage(row.words)
         cosine = cosines.get(row.id)
         if _answers(covered, cosine, floor):
             passage = replace(
@@ -72,13 +75,14 @@ def rank(
     return [row.passage for row in _join_neighbours(_distinct(kept))[:limit]]
 
 
-def _by_words(connection: sqlite3.Connection, terms: Sequence[Term]) -> list[int]:
-    if not terms:
+def _by_words(connection: sqlite3.Connection, rarity: Rarity) -> list[int]:
+    expression = rarity.match_expression()
+    if not expression:
         return []
     rows = connection.execute(
-        f"SELECT rowid FROM words WHERE words MATCH ? "
+        "SELECT rowid FROM words WHERE words MATCH ? "
         f"ORDER BY bm25(words, {HEADING_WEIGHT}, 1.0) LIMIT {CANDIDATES}",
-        (match_expression(list(terms)),),
+        (expression,),
     )
     return [row[0] for row in rows]
 
@@ -89,55 +93,6 @@ def _fuse(*rankings: Sequence[int]) -> dict[int, float]:
         for place, passage in enumerate(ranking, 1):
             scores[passage] = scores.get(passage, 0.0) + 1 / (FUSION + place)
     return scores
-
-
-def _weights(connection: sqlite3.Connection, terms: Sequence[Term]) -> dict[Term, list[float]]:
-    """How much each part of a term tells: inverse document frequency, of ideographs per one."""
-    (total,) = connection.execute("SELECT count(*) FROM passages").fetchone()
-
-    def rarity(documents: int) -> float:
-        return math.log(1 + (total - documents + 0.5) / (documents + 0.5))
-
-    def documents(word: str, prefix: bool) -> int:
-        condition = "term >= ? AND term < ?" if prefix else "term = ?"
-        bounds = (word, word + "\U0010ffff") if prefix else (word,)
-        return int(
-            connection.execute(
-                f"SELECT coalesce(max(doc), 0) FROM vocabulary WHERE {condition}", bounds
-            ).fetchone()[0]
-        )
-
-    weights: dict[Term, list[float]] = {}
-    for term in terms:
-        counts = [documents(word, term.kind == "single") for word in term.words]
-        if term.kind != "pairs":
-            light = term.kind == "single" and term.words[0] in LIGHT
-            weights[term] = [0.0 if light else rarity(counts[0])]
-            continue
-        # each ideograph tells half as much as the rarest pair it is known in, or as an unknown word
-        parts = []
-        for i, ideograph in enumerate(term.words[0][0] + "".join(w[1] for w in term.words)):
-            known = [rarity(c) for c in counts[max(0, i - 1) : i + 1] if c]
-            unknown = 0.0 if ideograph in LIGHT else rarity(0)
-            parts.append(max(known, default=unknown) / 2)
-        weights[term] = parts
-    return weights
-
-
-def coverage(weights: Mapping[Term, Sequence[float]], passage: Passage) -> float:
-    """Share of the question's words, weighed, that stand in a passage or its heading."""
-    words = set(words_of(f"{passage.heading}\n{passage.text}"))
-    total = found = 0.0
-    for term, parts in weights.items():
-        total += sum(parts)
-        if term.kind == "pairs":
-            there = [word in words for word in term.words]
-            found += sum(p for i, p in enumerate(parts) if any(there[max(0, i - 1) : i + 1]))
-        elif term.kind == "single":
-            found += parts[0] * any(word.startswith(term.words[0]) for word in words)
-        else:
-            found += parts[0] * (term.words[0] in words)
-    return found / total if total else 0.0
 
 
 def _answers(covered: float, cosine: float | None, floor: float) -> bool:
@@ -168,22 +123,18 @@ def _rows(connection: sqlite3.Connection, ids: Iterable[int]) -> Iterable[_Row]:
             yield _row(found)
 
 
-def _row(found: Sequence[object]) -> _Row:
+def _row(found: Sequence[Any]) -> _Row:
     number, content, source, path, page, heading, text, start, stop = found
-    return _Row(
-        number,  # type: ignore[arg-type]
-        content,  # type: ignore[arg-type]
-        Passage(str(number), source, path, page, heading, text, start, stop),  # type: ignore[arg-type]
-    )
+    passage = Passage(str(number), source, path, page, heading, text, start, stop)
+    return _Row(number, content, passage, frozenset(words_of(f"{heading}\n{text}")))
 
 
 def _distinct(rows: Sequence[_Row]) -> list[_Row]:
-    kept: list[tuple[_Row, set[str]]] = []
+    kept: list[_Row] = []
     for row in rows:
-        words = set(words_of(row.passage.text))
-        if all(len(words & other) <= SAME * len(words | other) for _, other in kept):
-            kept.append((row, words))
-    return [row for row, _ in kept]
+        if all(len(row.words & k.words) <= SAME * len(row.words | k.words) for k in kept):
+            kept.append(row)
+    return kept
 
 
 def _join_neighbours(rows: Sequence[_Row]) -> list[_Row]:

@@ -80,16 +80,6 @@ def terms_of(question: str) -> list[Term]:
     return list(found)[:MOST_TERMS]
 
 
-def match_expression(terms: list[Term]) -> str:
-    """The FTS5 query for passages with any of the words."""
-    quoted = {
-        f'"{word}"*' if term.kind == "single" else f'"{word}"': None
-        for term in terms
-        for word in term.words
-    }
-    return " OR ".join(quoted)
-
-
 def _ideographs(run: str) -> Term:
     if len(run) == 1:
         return Term("single", (run,))
