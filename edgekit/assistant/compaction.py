@@ -6,7 +6,8 @@
 3. Passages of documents are left out from the last on, until question and passages fit by
    themselves. A question that does not fit alone is refused with its length.
 4. The longest run of newest turns that fits beside a summary is kept; the model summarises the
-   rest. Where it cannot, the rest is left out and the note is empty.
+   rest. Where it cannot, or its summary does not fit, the rest is left out and the note is
+   empty.
 """
 
 from __future__ import annotations
@@ -120,6 +121,8 @@ class Compactor:
         if not older:  # passages were too long, not the conversation
             return Prepared(build(0, summary, quoted), quoted)
         note = await self._summarise(older, summary)
+        while not await self._fits(build(start, note, quoted), tools):
+            note, quoted = (note, quoted - 1) if quoted > 1 else ("", quoted)
         kept = build(start, note, quoted)
         compaction = Compaction(len(path) - start, len(older), note, older[-1].id)
         return Prepared(kept, quoted, compaction)

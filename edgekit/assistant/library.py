@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekit.assistant.refusals import RefusalError, not_found
+from edgekit.assistant.set_aside import set_aside
 from edgekit.local.private import write_private_json
 
 ASSISTANTS, PROMPTS = "assistants.json", "prompts.json"
@@ -169,16 +170,14 @@ class Shelf(Generic[E]):
         except FileNotFoundError:
             return []
         except (OSError, ValueError, RecursionError):
-            kept = self.path.with_name(self.path.name + ".damaged")
-            if self.path.is_file():
-                self.path.replace(kept)
+            kept = set_aside(self.path)
             self.notices.append(f"{self.path}: cannot be read; it is kept as {kept}")
             return []
         found = []
         for value in values:
             try:
-                found.append(self._kind.model_validate(value))
-            except ValidationError:
+                found.append(self._parse(value if isinstance(value, dict) else {}))
+            except RefusalError:
                 self.notices.append(f"{self.path}: an entry could not be read and is left out")
         return found
 

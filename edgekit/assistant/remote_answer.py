@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
 
+import httpx
+
 from edgekit.assistant.answer import AnswerWriter
 from edgekit.assistant.cloud import CloudMessage, Preview
 from edgekit.assistant.conversation import branch_messages, system_message
 from edgekit.assistant.local_answer import PASSAGES, numbered
 from edgekit.assistant.refusals import RefusalError
 from edgekit.assistant.turns import Turn
+from edgekit.errors import MissingRuntimeError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -121,10 +124,15 @@ class Remote:
         self, turn: Turn, writer: AnswerWriter, texts: AsyncGenerator[str, None]
     ) -> None:
         began, first = time.monotonic(), None
-        async with aclosing(texts):
-            async for text in texts:
-                first = time.monotonic() if first is None else first
-                writer.write(text)
+        try:
+            async with aclosing(texts):
+                async for text in texts:
+                    first = time.monotonic() if first is None else first
+                    writer.write(text)
+        except MissingRuntimeError as error:
+            unreachable = isinstance(error.__cause__, httpx.HTTPError | OSError)
+            code = "cloud_unreachable" if unreachable else "cloud_refused"
+            raise RefusalError(502, code, str(error)) from error
         writer.stats["time_to_first_token"] = round((first or time.monotonic()) - began, 4)
         turn.log.add("stats", dict(writer.stats))
 

@@ -1,12 +1,13 @@
 """What the person has chosen: one private JSON file, read leniently and written whole.
 
 A field that cannot be understood gets its default and a notice; the others keep their values. A
-file that is no JSON is kept beside (``settings.json.damaged``) and everything starts from the
+file that is no JSON is kept beside (``settings.json.damaged-0``) and everything starts from the
 defaults. Fields of a newer edgekit survive: they are written back as they were read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekit.assistant.refusals import RefusalError
+from edgekit.assistant.set_aside import set_aside
 from edgekit.local.private import write_private_json
 
 FILE = "settings.json"
@@ -113,10 +115,8 @@ class SettingsStore:
         return values
 
     def _set_aside(self, error: Exception) -> None:
-        kept = self.path.with_name(FILE + ".damaged")
-        try:
-            self.path.replace(kept)
-        except OSError:
-            kept = self.path
+        kept = self.path
+        with contextlib.suppress(OSError):
+            kept = set_aside(self.path) or kept
         reason = error.strerror if isinstance(error, OSError) else "not readable as settings"
         self.notices.append(f"{self.path}: {reason}; the defaults are used, it is kept as {kept}")
