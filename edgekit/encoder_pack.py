@@ -78,7 +78,7 @@ def make_embedding_pack(
     chosen = _targets(targets)
     with (
         EncoderCheckpoint(model) as checkpoint,
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch,
+        tempfile.TemporaryDirectory(dir=out) as scratch,
     ):
         architecture = checkpoint.architecture
         require_disk(out, 2 * sum(4 * s.parameters for s in architecture.tensors()), "the pack")

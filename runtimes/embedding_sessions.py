@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgekit.errors import BadInputError, EdgekitError, MissingRuntimeError, missing_extra
 from edgekit.rules import TARGETS
 from edgekit.runtimes.graph_sessions import PROVIDERS
+from edgekit.runtimes.onnx_engine import silence
 from edgekit.runtimes.openvino_engine import EXACT, GRAPH, last_line
 from edgekit.scheme import VARIANT_WEIGHTS
 
@@ -84,6 +85,7 @@ class OnnxEmbedding:
             import onnxruntime
         except ImportError as error:
             raise missing_extra("onnxruntime", "onnx") from error
+        silence(onnxruntime)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:

@@ -57,7 +57,7 @@ class OnnxEngine:
                 "as this graph has them, 1.32 can; choose an OpenVINO device"
             )
         self._ort, self._genai = onnxruntime, onnxruntime_genai
-        _silence(onnxruntime, onnxruntime_genai)
+        silence(onnxruntime, onnxruntime_genai)
         self.device = device
         self._graph = graph
         self.context_length = self._architecture.context_length
@@ -181,7 +181,7 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
 
-def _silence(*runtimes: Any) -> None:
+def silence(*runtimes: Any) -> None:
     """Switch off the usage events that Microsoft's builds send on Windows."""
     for runtime in runtimes:
         switch = getattr(runtime, "disable_telemetry_events", None)  # absent from older builds
