@@ -26,7 +26,7 @@ from edgekit.encoder_quality import quality, sample_texts, speed
 from edgekit.encoder_reference import reference_vectors
 from edgekit.encoder_text import PassageTokenizer
 from edgekit.errors import BadInputError, MissingRuntimeError
-from edgekit.layout import check_groups
+from edgekit.layout import check_groups, layout
 from edgekit.make_pack import FIXED_MEMORY, RUNTIME_PACKAGES
 from edgekit.manifest import Embedding, Lineage, Manifest, Student, TargetResult, Teacher, Variant
 from edgekit.memory import require_disk
@@ -76,41 +76,41 @@ def make_embedding_pack(
     """
     packing = _scheme(scheme)
     chosen = _targets(targets)
-    with (
-        EncoderCheckpoint(model) as checkpoint,
-        tempfile.TemporaryDirectory(dir=out) as scratch,
-    ):
-        architecture = checkpoint.architecture
-        require_disk(out, 2 * sum(4 * s.parameters for s in architecture.tensors()), "the pack")
-        check_groups(architecture, packing, str(model / "config.json"))
-        embedding = _embedding(checkpoint, options, source)
+    with EncoderCheckpoint(model) as checkpoint, tempfile.TemporaryDirectory(dir=out) as scratch:
         variant = Path(scratch)
+        architecture = checkpoint.architecture
+        check_groups(architecture, packing, str(model / "config.json"))
+        weights = sum(tensor.nbytes for tensor in layout(architecture, packing))
+        require_disk(out, 2 * weights, "the pack")
+        embedding = _embedding(checkpoint, options, source)
         write_weights(checkpoint, packing, variant / VARIANT_WEIGHTS, progress)
         _write_config(checkpoint, packing, variant)
         copy_tokenizer(model, variant)
         _write_graphs(checkpoint, packing, chosen, variant)
         results = _measured(checkpoint, embedding, chosen, variant, progress)
-        known = known_package(source)
-        manifest = Manifest(
-            kind="embedding",
-            name=_name(options.name or source),
-            version=options.version,
-            license=options.license or (known.license if known else ""),
-            teacher=Teacher(name=source.rstrip("/").split("/")[-1], digest=_digest(model)),
-            student=Student(
-                architecture=architecture.model_type,
-                parameters=architecture.parameters(),
-                active_parameters=architecture.parameters(),
-                context_length=embedding.max_tokens,
-                scheme=packing.name,
-            ),
-            lineage=Lineage(
-                recipe_digest=json_digest({"source": source, "scheme": scheme, "targets": chosen}),
-                tool_versions=tool_versions(),
-            ),
-            variants=[_packed(checkpoint, results, variant, out, progress)],
-            embedding=embedding,
+        packed = _packed(checkpoint, results, variant, out, progress)
+        student = Student(
+            architecture=architecture.model_type,
+            parameters=architecture.parameters(),
+            active_parameters=architecture.parameters(),
+            context_length=embedding.max_tokens,
+            scheme=packing.name,
         )
+    known = known_package(source)
+    manifest = Manifest(
+        kind="embedding",
+        name=_name(options.name or source),
+        version=options.version,
+        license=options.license or (known.license if known else ""),
+        teacher=Teacher(name=source.rstrip("/").split("/")[-1], digest=_digest(model)),
+        student=student,
+        lineage=Lineage(
+            recipe_digest=json_digest({"source": source, "scheme": scheme, "targets": chosen}),
+            tool_versions=tool_versions(),
+        ),
+        variants=[packed],
+        embedding=embedding,
+    )
     write_manifest(out, manifest)
     return manifest
 

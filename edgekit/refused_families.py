@@ -6,6 +6,8 @@ MAMBA_1 = (
     "its Mamba layers fade every channel by itself (the first Mamba), which no graph writes yet"
 )
 
+ENCODER = "it is an encoder, of which `edgekit pack embedding` makes an embedding pack"
+
 VISION = "it wraps a language model for images; only a checkpoint of the language model is compiled"
 
 REFUSED: dict[str, str] = {
@@ -15,6 +17,9 @@ REFUSED: dict[str, str] = {
     "llama4": VISION,
     "qwen3_5": VISION,
     "qwen3_5_moe": VISION,
+    "bert": ENCODER,
+    "roberta": ENCODER,
+    "xlm-roberta": ENCODER,
     "bamba": "transformers 5.5 rotates whole heads where these models were trained to rotate half, "
     "so a graph has nothing to be checked against",
     "blt": "it reads patches of bytes instead of tokens",
