@@ -12,9 +12,10 @@ import json
 import secrets
 import sqlite3
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.assistant.documents import store
 from edgekit.assistant.documents.child import module_command
@@ -31,11 +32,15 @@ from edgekit.assistant.documents.supervisor import Supervisor
 from edgekit.assistant.documents.traits import language_of
 from edgekit.assistant.documents.vectors import QuestionEmbedder, VectorIndex
 from edgekit.assistant.documents.words import terms_of
-from edgekit.errors import BadInputError
+from edgekit.errors import BadInputError, EdgekitError, OutOfResourcesError
 
-INDEXER = "edgekit.assistant.documents.indexer"
 PROBLEMS_SHOWN = 50
 _AROUND = 600  # characters shown before and after a passage
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,18 @@ class EmbeddingState:
         return f"{self.id}, {self.dim} dimensions"
 
 
+@dataclass(frozen=True)
+class Processes:
+    """The commands of the two processes, to which database, pack and limits are appended."""
+
+    indexer: Sequence[str] = field(
+        default_factory=lambda: module_command("edgekit.assistant.documents.indexer")
+    )
+    embedder: Sequence[str] = field(
+        default_factory=lambda: module_command("edgekit.assistant.documents.embedding_worker")
+    )
+
+
 class Library:
     """Chosen files and folders, and search in them. Thread safe."""
 
@@ -73,22 +90,21 @@ class Library:
         path: Path,
         embedder_pack: Path | None,
         limits: Limits | None = None,
-        indexer_command: list[str] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         """Open or make the index at ``path`` and bring it up to date in the background.
 
-        A damaged index is made anew from its sources. ``indexer_command`` replaces the command
-        that the database, the pack and the limits are appended to.
+        A damaged index is made anew from its sources.
         """
         self._path = path
         self._lock = threading.RLock()
         self._pack = str(embedder_pack or "")
         self._db = self._open()
         self._vectors = VectorIndex()
-        self._questions = QuestionEmbedder.of_pack(self._pack) if self._pack else None
-        command = indexer_command or module_command(INDEXER)
+        run = processes or Processes()
+        self._questions = QuestionEmbedder([*run.embedder, self._pack]) if self._pack else None
         self._supervisor = Supervisor(
-            [*command, str(path), self._pack, limits.to_json() if limits else ""],
+            [*run.indexer, str(path), self._pack, limits.to_json() if limits else ""],
             self._has_work,
             self._give_up,
             self._make_anew,
@@ -116,6 +132,7 @@ class Library:
             str(whole),
             "folder" if whole.is_dir() else "file",
         )
+        self._remember()
         self._supervisor.wake()
         (number,) = self._all("SELECT id FROM sources WHERE path = ?", str(whole))[0]
         return self._source(number)
@@ -129,6 +146,7 @@ class Library:
     def remove(self, source_id: str) -> None:
         """Forget a source: out of every search at once, out of the file soon after."""
         self._all("DELETE FROM sources WHERE id = ?", self._source(source_id).id)
+        self._remember()
         self._supervisor.wake()
 
     def refresh(self, source_id: str) -> None:
@@ -149,11 +167,9 @@ class Library:
         terms = terms_of(query)
         question = self._questions.embed(query) if self._questions and terms else None
         with self._lock:
-            meaning = None
-            if question is not None:
-                with contextlib.suppress(sqlite3.DatabaseError):
-                    meaning = self._meaning(*question, query)
-            return rank(self._db, terms, meaning, limit)
+            meaning = self._meaning(*question, query) if question else None
+            with self._errors_as_sentences():
+                return rank(self._db, terms, meaning, limit)
 
     def passage(self, passage_id: str) -> PassageInContext:
         """A passage that was found, with the text around it.
@@ -213,7 +229,7 @@ class Library:
         with self._lock:
             self._db.close()
 
-    def _meaning(self, name: str, vector: object, query: str) -> Meaning | None:
+    def _meaning(self, name: str, vector: NDArray[np.float32], query: str) -> Meaning | None:
         row = self._all("SELECT id, dim, traits FROM embedders WHERE name = ?", name)
         if not row:
             return None
@@ -221,9 +237,9 @@ class Library:
         language = language_of(query)
         if not traits["knows"][language]:
             return None
-        self._vectors.refresh(self._db, number, dim)
-        nearest = self._vectors.nearest(vector, CANDIDATES)  # type: ignore[arg-type]
-        return Meaning(nearest, traits["floor"][language])
+        with self._errors_as_sentences():
+            self._vectors.refresh(self._db, number, dim)
+        return Meaning(self._vectors.nearest(vector, CANDIDATES), traits["floor"][language])
 
     def _source(self, source_id: str) -> Source:
         with self._lock:
@@ -255,49 +271,66 @@ class Library:
         others = len(problems) - PROBLEMS_SHOWN
         return problems if others <= 0 else [*problems[:PROBLEMS_SHOWN], f"and {others} others"]
 
-    def _has_work(self) -> bool:
-        return bool(
-            self._all("SELECT 1 FROM sources WHERE state IN ('queued', 'indexing') LIMIT 1")
-        )
+    def _remember(self) -> None:
+        with self._lock, self._errors_as_sentences():
+            store.write_source_list(self._path, self._db)
 
-    def _give_up(self, reason: str) -> None:
-        with contextlib.suppress(sqlite3.DatabaseError):  # a full disk takes no note either
-            self._all(
-                "UPDATE sources SET state = 'failed', problems = ? "
-                "WHERE state IN ('queued', 'indexing')",
-                json.dumps([reason]),
+    def _has_work(self) -> bool:
+        with contextlib.suppress(EdgekitError):
+            return bool(
+                self._all("SELECT 1 FROM sources WHERE state IN ('queued', 'indexing') LIMIT 1")
             )
+        return False
+
+    def _give_up(self, reason: str) -> bool:
+        with self._lock, contextlib.suppress(EdgekitError):  # a full disk takes no note either
+            for state in ("indexing", "queued"):
+                waiting = self._all("SELECT 1 FROM sources WHERE state = ? LIMIT 1", state)
+                self._all(
+                    "UPDATE sources SET state = 'failed', problems = ? WHERE state = ?",
+                    json.dumps([reason]),
+                    state,
+                )
+                if waiting:
+                    return True
+        return False
 
     def _open(self) -> sqlite3.Connection:
         try:
             return store.connect(self._path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
-                raise
-            return self._replace_damaged()
+        except sqlite3.OperationalError as error:
+            raise OutOfResourcesError(
+                f"{self._path}: the index of your documents cannot be opened ({error}); free some "
+                "disk space, or choose another data folder"
+            ) from error
+        except sqlite3.DatabaseError:
+            return store.begin_anew(self._path)
 
     def _make_anew(self) -> None:
         with self._lock:
             self._db.close()
-            self._db = self._replace_damaged()
+            self._db = store.begin_anew(self._path)
             self._vectors = VectorIndex()
 
-    def _replace_damaged(self) -> sqlite3.Connection:
-        """Set the damaged file aside and begin a new one with as many sources as can be read."""
-        kept: list[tuple[str, str, str]] = []
-        with contextlib.suppress(sqlite3.DatabaseError):
-            old = sqlite3.connect(self._path)
-            with contextlib.closing(old):
-                kept = old.execute("SELECT id, path, kind FROM sources").fetchall()
-        for ending in ("", "-wal", "-shm"):
-            Path(f"{self._path}{ending}").unlink(missing_ok=True)
-        connection = store.connect(self._path)
-        connection.executemany("INSERT INTO sources(id, path, kind) VALUES(?, ?, ?)", kept)
-        return connection
-
-    def _all(self, statement: str, *values: object) -> list[tuple[object, ...]]:
-        with self._lock:
+    def _all(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock, self._errors_as_sentences():
             return self._db.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def _errors_as_sentences(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OutOfResourcesError(
+                f"{self._path}: the index of your documents cannot be used now ({error}); free "
+                "some disk space and try again"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            self._supervisor.wake()  # finds the damage and has the index made anew
+            raise BadInputError(
+                f"{self._path}: the index of your documents was damaged ({error}) and is being "
+                "made again; ask again in a moment"
+            ) from error
 
 
 def _joined(passages: list[Passage], passage_id: str) -> Passage:

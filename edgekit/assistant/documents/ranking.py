@@ -26,7 +26,7 @@ CANDIDATES = 50  # of each ranking
 JUDGED = 24  # of the fused ranking
 ENOUGH_WORDS = 0.45  # coverage that suffices alone
 SOME_WORDS = 0.3  # coverage that suffices with some nearness in meaning
-SOME_MEANING = 0.7  # of the floor of the embedding model
+SOME_MEANING = 0.85  # of the floor of the embedding model
 SAME = 0.85  # shared words over all words of two passages that say the same
 HEADING_WEIGHT = 2.0
 

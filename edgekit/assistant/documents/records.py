@@ -35,8 +35,8 @@ class Progress:
     """What the indexer is doing.
 
     Attributes:
-        done, total: files looked at of all pending sources so far known, or passages while
-            ``phase`` is "meaning". current: the file at hand, or "".
+        done, total: files of the source at hand, or passages while ``phase`` is "meaning".
+            current: the file at hand, or "".
         phase: "idle", "reading", or "meaning" while vectors are computed.
     """
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from edgekit.assistant import segment
 from edgekit.assistant.documents.records import Cut
 from edgekit.assistant.documents.words import words_of
+from edgekit.atomic import write_json
 
 TABLES = 1  # raised when the tables or `words.py` change
 # another version of these, or of how text becomes words, makes the index anew from its sources
@@ -87,6 +88,27 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def write_source_list(path: Path, connection: sqlite3.Connection) -> None:
+    """Keep what the person chose beside the index, where its damage cannot reach."""
+    rows = connection.execute("SELECT id, path, kind FROM sources ORDER BY rowid").fetchall()
+    write_json(_source_list(path), rows)
+
+
+def begin_anew(path: Path) -> sqlite3.Connection:
+    """Remove a damaged index and open an empty one with the sources chosen."""
+    for ending in ("", "-wal", "-shm"):
+        Path(f"{path}{ending}").unlink(missing_ok=True)
+    connection = connect(path)
+    with contextlib.suppress(OSError, ValueError):
+        rows = json.loads(_source_list(path).read_text("utf-8"))
+        connection.executemany("INSERT INTO sources(id, path, kind) VALUES(?, ?, ?)", rows)
+    return connection
+
+
+def _source_list(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sources.json")
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -2,7 +2,7 @@
 
 One thread starts the process, reads its progress and looks at how it ended. A process that was
 killed is started again and goes on where it was; after `TRIES` ends without a step forward the
-sources that wait are marked as failed, so that nothing is tried for ever.
+source at hand is marked as failed, so that nothing is tried for ever and others have their turn.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Supervisor:
         self,
         command: Sequence[str],
         has_work: Callable[[], bool],
-        give_up: Callable[[str], None],
+        give_up: Callable[[str], bool],
         make_anew: Callable[[], None],
     ) -> None:
-        """``has_work``: something waits. ``give_up``: mark it as failed, with a reason.
-        ``make_anew``: replace a damaged index."""
+        """``has_work``: a source waits. ``give_up``: mark the source at hand as failed, with a
+        reason; False if none is. ``make_anew``: replace a damaged index."""
         self._command = list(command)
         self._has_work = has_work
         self._give_up = give_up
@@ -47,6 +47,7 @@ class Supervisor:
         self._idle = threading.Event()
         self._idle.set()
         self._closed = False
+        self._failures = 0  # ends of the process, one after the other, without a step forward
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="documents", daemon=True)
         self._thread.start()
@@ -74,32 +75,37 @@ class Supervisor:
         self._thread.join()
 
     def _watch(self) -> None:
-        failures = 0
         while not self._closed:
             self._wanted.wait()
             self._wanted.clear()
-            while not self._closed:
+            self._failures = 0
+            again = True
+            while again and not self._closed:
                 code, moved = self._run_once()
-                failures = 0 if moved or not code else failures + 1
-                if self._closed or not self._after(code, failures):
-                    break
-            failures = 0
+                again = self._after_failure(code, moved) if code else self._has_work()
             self._progress = Progress()
             if not self._wanted.is_set():
                 self._idle.set()
 
-    def _after(self, code: int, failures: int) -> bool:
+    def _after_failure(self, code: int, moved: bool) -> bool:
         """Whether to run the process once more."""
+        if self._closed:
+            return False
         if code == FULL:
-            self._give_up("the disk is full; free some space and refresh")
-        elif code == DAMAGED and failures < TRIES:
-            self._make_anew()
+            while self._give_up("the disk is full; free some space and refresh"):
+                pass
+            return False
+        self._failures = 1 if moved and code != DAMAGED else self._failures + 1
+        if self._failures < TRIES:
+            if code == DAMAGED:
+                self._make_anew()
             return True
-        elif failures >= TRIES:
-            self._give_up(f"the indexing process ended {TRIES} times (exit code {code}); refresh")
-        elif code:
-            return True
-        return not code and self._has_work()
+        self._failures = 0
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        reason = f"the indexing process ended {TRIES} times ({how}); refresh to try again"
+        if not self._give_up(reason):  # all text is indexed: it ended while vectors were computed
+            self.embedding_problem = reason
+        return self._has_work()
 
     def _run_once(self) -> tuple[int, bool]:
         """Exit code, and whether it came forward."""

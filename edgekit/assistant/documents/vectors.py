@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.assistant.documents.child import Child, ChildFailedError, module_command
+from edgekit.assistant.documents.child import Child, ChildFailedError
 from edgekit.assistant.documents.embedding import STORED
 from edgekit.assistant.documents.limits import MB
 
-WORKER = "edgekit.assistant.documents.embedding_worker"
 _LOAD_SECONDS = 120.0
 _QUESTION_SECONDS = 20.0
 _QUESTION_CHARACTERS = 4_000
@@ -35,11 +34,6 @@ class QuestionEmbedder:
         self._child = Child(command, MB)
         self._about: dict[str, Any] = {}
         self.problem = ""
-
-    @staticmethod
-    def of_pack(pack: str) -> QuestionEmbedder:
-        """The embedder of a pack."""
-        return QuestionEmbedder(module_command(WORKER, pack))
 
     def embed(self, question: str) -> tuple[str, NDArray[np.float32]] | None:
         """The model's id and the vector, or None with ``problem`` set."""
