@@ -29,7 +29,7 @@ from edgekit.local.private import (
     token_in,
     write_private_json,
 )
-from edgekit.manifest import MANIFEST, read_manifest
+from edgekit.manifest import MANIFEST, read_manifest, require_kind
 from edgekit.progress import Progress, Silent
 from edgekit.runtimes.batching import BatchEngine
 from edgekit.server.answer import Answerer
@@ -172,6 +172,7 @@ def describe(pack: Path) -> Model:
             directory=pack,
         )
     manifest = read_manifest(pack)
+    require_kind(manifest, pack, "chat")
     return Model(
         id=manifest.name,
         version=manifest.version,
@@ -247,7 +248,9 @@ def describe_embeddings(pack: Path) -> str:
     Raises:
         BadInputError: it is none.
     """
-    return describe(pack).id
+    manifest = read_manifest(pack)
+    require_kind(manifest, pack, "embedding")
+    return manifest.name
 
 
 def _check_tls(tls: Tls | None) -> None:
