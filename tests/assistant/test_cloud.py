@@ -180,6 +180,17 @@ def test_key_does_not_go_to_another_address(tmp_path: Path, fake: FakeCloud) -> 
     assert not cloud.has_key()  # it was forgotten, not kept for a return
 
 
+def test_key_stays_when_the_address_is_changed_in_the_file(tmp_path: Path, fake: FakeCloud) -> None:
+    configured(tmp_path, fake)
+    path = tmp_path / "cloud.json"
+    with FakeCloud() as other:
+        path.write_text(path.read_text().replace(fake.url, other.url))
+        cloud = make(tmp_path)
+        assert not cloud.has_key()
+        read(cloud, cloud.preview(MESSAGES).id)
+        assert "authorization" not in other.requests[0][1]
+
+
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_redirect_is_not_followed(tmp_path: Path, fake: FakeCloud, status: int) -> None:
     with FakeCloud() as target:
