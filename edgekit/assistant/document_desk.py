@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgekit.assistant.documents.library import Library
     from edgekit.assistant.documents.records import Passage, PassageInContext
 
-POLL = 0.5  # seconds between two looks at the progress
+BUSY, IDLE = 0.5, 5.0  # seconds between two looks while documents are indexed, and otherwise
 INDEX = "index.sqlite"
 UPLOADS = "uploads"
 
@@ -45,6 +45,7 @@ class DocumentDesk:
         self._embedding, self._changed = embedding, changed
         self._library: Library | None = None
         self._problem = ""
+        self._wake = asyncio.Event()
         self._overview = self._empty()
 
     @property
@@ -56,11 +57,13 @@ class DocumentDesk:
         """Open the library and tell its progress until cancelled."""
         await asyncio.to_thread(self._open)
         while True:
+            self._wake.clear()
             overview = await asyncio.to_thread(self._look)
             if overview != self._overview:
                 self._overview = overview
                 self._changed()
-            await asyncio.sleep(POLL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), BUSY if is_busy(overview) else IDLE)
 
     async def reopen(self) -> None:
         """Open anew, with the embedding pack that is wished for now."""
@@ -76,6 +79,7 @@ class DocumentDesk:
         """What stands in the library now."""
         self._overview = await asyncio.to_thread(self._look)
         self._changed()
+        self._wake.set()
         return self._overview
 
     def overview(self) -> dict[str, Any]:
@@ -159,3 +163,10 @@ class DocumentDesk:
         progress = {"done": 0, "total": 0, "current": "", "state": "idle", "phase": "idle"}
         embedding = {"state": "none", "path": self._embedding()}
         return {"sources": [], "progress": progress, "embedding": embedding}
+
+
+def is_busy(overview: dict[str, Any]) -> bool:
+    """Whether there is progress to tell."""
+    waiting = any(s["state"] in ("queued", "indexing") for s in overview["sources"])
+    rebuilding = overview["embedding"]["state"] == "rebuilding"
+    return waiting or rebuilding or overview["progress"]["state"] != "idle"

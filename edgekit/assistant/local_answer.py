@@ -22,6 +22,7 @@ from edgekit.assistant.bodies import plain
 from edgekit.assistant.compaction import Compactor, Prepared
 from edgekit.assistant.conversation import NOTHING_FOUND, ChatMessage, call_messages
 from edgekit.assistant.engine_host import EngineStatus
+from edgekit.assistant.library import NamedAssistant
 from edgekit.assistant.model_client import ModelClient, Piece
 from edgekit.assistant.model_process import engine_failed
 from edgekit.assistant.settings import Settings
@@ -140,7 +141,9 @@ class LocalAnswer:
             return await client.complete(request | {"chat_template_kwargs": NO_THINKING})
 
         question = turn.question.content
-        named = self._assistant.library.assistants.find(self._wish.assistant_id)
+        named = await named_assistant(
+            self._assistant, self._wish.assistant_id, turn.question.conversation_id
+        )
         nothing = self._wish.documents and not passages
         system = "\n\n".join(
             [named.system_prompt if named else "", NOTHING_FOUND if nothing else ""]
@@ -287,6 +290,16 @@ def origin_of(status: EngineStatus) -> dict[str, Any]:
         "pack": status.pack.name if status.pack else "",
         "target": f"{status.runtime}-{status.device.lower()}" if status.runtime else "",
     }
+
+
+async def named_assistant(
+    assistant: Assistant, wished: str | None, conversation_id: str
+) -> NamedAssistant | None:
+    """The named assistant that is asked: the one wished for, else the conversation's."""
+    if wished is None:
+        conversation = await asyncio.to_thread(assistant.history.conversation, conversation_id)
+        wished = conversation.assistant_id
+    return assistant.library.assistants.find(wished)
 
 
 def numbered(passages: Sequence[Any]) -> list[dict[str, Any]]:

@@ -60,9 +60,12 @@ class Packs:
 
     def all(self) -> list[KnownPack]:
         """Every known pack, in the order of the folders, then as added."""
-        paths = dict.fromkeys([p for root in self._roots for p in _packs_below(root)])
-        paths.update(dict.fromkeys(self._added))
+        paths = dict.fromkeys(self._paths())
         return [describe_pack(path) for path in list(paths)[:MOST]]
+
+    def any(self) -> bool:
+        """Whether there is one, usable or not."""
+        return next(self._paths(), None) is not None
 
     def best(self) -> Path | None:
         """The pack to begin with: the largest usable one, as the most able."""
@@ -97,6 +100,11 @@ class Packs:
         if path not in self._added:
             raise not_found("pack")
         self._write([p for p in self._added if p != path])
+
+    def _paths(self) -> Iterator[Path]:
+        for root in self._roots:
+            yield from _packs_below(root)
+        yield from self._added
 
     def _unpacked(self, archive: Path) -> Path:
         private_directory(self.own)

@@ -15,7 +15,7 @@ import httpx
 from edgekit.assistant.answer import AnswerWriter
 from edgekit.assistant.cloud import CloudMessage, Preview
 from edgekit.assistant.conversation import branch_messages, system_message
-from edgekit.assistant.local_answer import PASSAGES, numbered
+from edgekit.assistant.local_answer import PASSAGES, named_assistant, numbered
 from edgekit.assistant.refusals import RefusalError
 from edgekit.assistant.turns import Turn
 from edgekit.errors import MissingRuntimeError
@@ -75,7 +75,7 @@ class Remote:
             question = path.pop().content
         if not question.strip():
             raise RefusalError(400, "empty", "the message is empty; write something")
-        messages = self._instructions(wish)
+        messages = await self._instructions(wish)
         if wish.include_history:
             messages += [
                 CloudMessage(m["role"], m["content"], "you" if m["role"] == "user" else "answer")
@@ -136,8 +136,8 @@ class Remote:
         writer.stats["time_to_first_token"] = round((first or time.monotonic()) - began, 4)
         turn.log.add("stats", dict(writer.stats))
 
-    def _instructions(self, wish: CloudWish) -> list[CloudMessage]:
-        named = self._assistant.library.assistants.find(wish.assistant_id)
+    async def _instructions(self, wish: CloudWish) -> list[CloudMessage]:
+        named = await named_assistant(self._assistant, wish.assistant_id, wish.conversation_id)
         found = system_message(named.system_prompt if named else "")
         return [CloudMessage("system", m["content"], "instructions") for m in found]
 

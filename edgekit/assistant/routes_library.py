@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -38,7 +39,9 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
             await asyncio.to_thread(_set_autostart, assistant, after.autostart)
         if before.embedding_pack != after.embedding_pack:
             assistant.begin(assistant.reopen_documents())
-        if any(getattr(before, name) != getattr(after, name) for name in OF_THE_ENGINE):
+        if (before.pack, before.target) != (after.pack, after.target) and after.pack:
+            assistant.engine.load(Path(after.pack), after.target)
+        elif any(getattr(before, name) != getattr(after, name) for name in OF_THE_ENGINE):
             assistant.reload_engine()
         assistant.changed()
         return answer(settings_state(assistant))

@@ -221,7 +221,7 @@ def snapshot(assistant: Assistant) -> dict[str, Any]:
         "policy": {"cloud": policy.cloud, "mcp": policy.mcp, "source": policy.source},
         "cloud": cloud_state(assistant),
         "settings": settings_state(assistant),
-        "first_start": not assistant.packs.all(),
+        "first_start": not assistant.packs.any(),
         "recovery": recovery_state(recovery) if recovery else None,
         "demo": assistant.demo.state(),
         "notices": assistant.notices,

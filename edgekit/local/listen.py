@@ -128,6 +128,7 @@ class LocalServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                loop="asyncio",
                 log_config=None,
                 access_log=False,  # nothing of a request is ever written down
                 server_header=False,

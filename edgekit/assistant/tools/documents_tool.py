@@ -41,10 +41,21 @@ MATERIAL = (
 class Passage(Protocol):
     """What is needed of a passage that was found."""
 
-    file: Any
-    page: int | None
-    heading: str
-    text: str
+    @property
+    def file(self) -> Any:
+        """Path or name of the document."""
+
+    @property
+    def page(self) -> int | None:
+        """Page, from 1."""
+
+    @property
+    def heading(self) -> str:
+        """The headings above it, or ""."""
+
+    @property
+    def text(self) -> str:
+        """Its words."""
 
 
 Search = Callable[[str, int], Sequence[Passage]]
