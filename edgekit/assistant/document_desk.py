@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ class DocumentDesk:
         self._library: Library | None = None
         self._problem = ""
         self._wake = asyncio.Event()
+        self._opening = threading.Lock()
         self._overview = self._empty()
 
     @property
@@ -125,19 +127,21 @@ class DocumentDesk:
     def _open(self) -> None:
         from edgekit.assistant.documents.library import Library
 
-        try:
-            private_directory(self.folder)
-            pack = self._embedding()
-            self._library = Library(self.folder / INDEX, Path(pack) if pack else None)
-            self._problem = ""
-        except (EdgekitError, OSError, sqlite3.Error) as error:
-            self._problem = f"your documents cannot be opened ({error}); the chat works without"
+        with self._opening:
+            try:
+                private_directory(self.folder)
+                pack = self._embedding()
+                self._library = Library(self.folder / INDEX, Path(pack) if pack else None)
+                self._problem = ""
+            except (EdgekitError, OSError, sqlite3.Error) as error:
+                self._problem = f"your documents cannot be opened ({error}); the chat works without"
 
     def _close(self) -> None:
-        library, self._library = self._library, None
-        if library is not None:
-            with contextlib.suppress(sqlite3.Error):
-                library.close()
+        with self._opening:  # what is being opened is closed as well
+            library, self._library = self._library, None
+            if library is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    library.close()
 
     def _look(self) -> dict[str, Any]:
         library = self._library

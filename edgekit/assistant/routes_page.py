@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import webbrowser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -65,7 +66,7 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
 
     async def open_link(request: Request) -> Response:
         body = await parse(request, LinkBody)
-        webbrowser.open(checked_link(body.url))
+        await asyncio.to_thread(webbrowser.open, checked_link(body.url))
         return answer({})
 
     async def dismiss_recovery(request: Request) -> Response:
@@ -84,7 +85,7 @@ def routes(assistant: Assistant) -> list[BaseRoute]:
             assistant.use(Path(body.pack), body.target)
         assistant.bus.publish("raise", dict)
         if body.show:
-            assistant.window.bring_forward(assistant.address)
+            await asyncio.to_thread(assistant.window.bring_forward, assistant.address)
         return answer({"url": assistant.address(), "window": assistant.window.kind})
 
     return [

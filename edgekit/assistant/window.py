@@ -38,7 +38,8 @@ WINDOWS_BROWSERS = (
 )  # fmt: skip
 FLAGS = (  # a fresh profile would otherwise greet, sync and fetch
     "--no-first-run", "--no-default-browser-check", "--disable-sync", "--disable-extensions",
-    "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
+    "--disable-background-networking", "--disable-background-mode", "--disable-component-update",
+    "--disable-default-apps",
     "--disable-domain-reliability", "--disable-client-side-phishing-detection",
 )  # fmt: skip
 SETTLING = 10.0  # seconds that a page may take to connect

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from harness import Running, make_pack, running, wait
 
@@ -91,6 +93,35 @@ def test_a_long_conversation_on_a_small_context_is_compacted_and_goes_on(
         parent = found[-1][1]["message"]["id"]
         compacted += [data for name, data in found if name == "compacted"]
     assert compacted and compacted[0]["summarised"] >= 2
+
+
+def test_other_programs_are_let_in_only_while_a_person_wants_it(assistant: Running) -> None:
+    assert assistant.wait_ready()["engine"]["endpoint"] is None
+    assistant.http.put("/api/settings", json={"endpoint_enabled": True})
+
+    def offered() -> Any:
+        engine = assistant.state()["engine"]
+        return engine["state"] == "ready" and engine["endpoint"]
+
+    endpoint = wait(offered)
+    token = Path(endpoint["token_file"])
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    head = {"authorization": f"Bearer {token.read_text().strip()}"}
+    url = f"{endpoint['url']}/models"
+    assert httpx.get(url, headers=head, trust_env=False).json()["data"][0]["id"] == "tiny"
+    assert httpx.get(url, trust_env=False).status_code == 401
+    assistant.http.put("/api/settings", json={"endpoint_enabled": False})
+    assert not token.exists()
+    wait(lambda: assistant.state()["engine"]["state"] == "ready")
+    assert assistant.state()["engine"]["endpoint"] is None
+
+    def refuses() -> bool:  # the process that knew the token ends once nobody reads from it
+        try:
+            return httpx.get(url, headers=head, trust_env=False).status_code == 401
+        except httpx.TransportError:
+            return True
+
+    wait(refuses)
 
 
 def on_loop(assistant: Running, work: Any) -> Any:

@@ -309,3 +309,41 @@ def test_bodies_that_are_no_objects_are_refused(assistant: Running) -> None:
     for body in (b"[", b"[]", b"1", b"\xff", b"[" * 100_000, json.dumps("x").encode()):
         answer = assistant.http.post("/api/conversations", content=body, headers=head)
         refused(answer, 400, "bad_request")
+
+
+def test_the_device_and_the_memory_limit_are_the_persons(tmp_path: Path) -> None:
+    with running(tmp_path) as assistant:
+        http = assistant.http
+        assistant.wait_ready()
+        refused(http.post("/api/engine", json={"target": "tpu"}), 400, "bad_target")
+        assert http.post("/api/engine", json={"target": "onnx-cpu"}).status_code == 202
+        pack = str(assistant.data / "packs" / "fake")
+        saved = wait(lambda: (s := assistant.wait_ready()["settings"])["target"] and s)
+        assert saved["target"] == "onnx-cpu" and saved["pack"] == pack
+        wait(lambda: assistant.state()["engine"]["reasons"])
+        http.put("/api/settings", json={"system_memory_limit_gb": 1e-7})
+        state = wait(lambda: (s := assistant.state())["engine"]["error"] and s)
+        assert state["engine"]["state"] == "ready"  # what runs goes on
+        assert "your settings allow" in state["engine"]["error"]
+        codes = {r["target"]: r["code"] for r in state["engine"]["reasons"]}
+        assert codes["openvino-cpu"] == codes["onnx-cpu"] == "memory"
+
+
+def test_a_damaged_history_is_said_until_it_was_read(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "history.sqlite").write_bytes(b"this was a database once" * 1000)
+    with running(tmp_path, pack=None) as assistant:
+        recovery = assistant.state()["recovery"]
+        assert recovery["saved"] == 0 and Path(recovery["backup"]).is_file()
+        assert assistant.conversation()
+        assistant.http.post("/api/recovery/dismiss", json={})
+        assert assistant.state()["recovery"] is None
+
+
+def test_settings_that_were_reset_are_said(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "settings.json").write_text('{"theme": "plaid"}')
+    with running(tmp_path, pack=None) as assistant:
+        (notice,) = assistant.state()["notices"]
+        assert "theme" in notice
