@@ -15,8 +15,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "assistant"))
 
-from harness import Running, running, wait  # noqa: E402
-from visits import Visit, launch, why_no_browser  # noqa: E402
+from harness import Running, running, wait
+from visits import Visit, launch, why_no_browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -12,7 +12,8 @@ from harness import Running
 def filled(assistant: Running) -> list[str]:
     """Two conversations: one in English, one in Chinese."""
     ids = [assistant.conversation(), assistant.conversation()]
-    assistant.script({"when": "kettle", "text": "Descale it with vinegar."}, {"text": "热泵很安静。"})
+    vinegar = {"when": "kettle", "text": "Descale it with vinegar."}
+    assistant.script(vinegar, {"text": "热泵很安静。"})
     assistant.ask(ids[0], "How do I clean a kettle?")
     assistant.ask(ids[1], "室外机的噪声大吗？")
     return ids

@@ -12,7 +12,7 @@ from harness import Running
 from visits import VIEWS
 
 WEB = Path(str(resources.files("edgekit.assistant.web")))
-LOCALES = {tag: json.loads((WEB / f"locales/{tag}.json").read_text("utf-8")) for tag in ("en", "zh-CN")}
+LOCALES = {path.stem: json.loads(path.read_text("utf-8")) for path in WEB.glob("locales/*.json")}
 SCRIPTS = {path.relative_to(WEB).as_posix(): path.read_text("utf-8") for path in WEB.rglob("*.js")}
 COMMENT = re.compile(r"/\*.*?\*/|(?<![:\"'`])//[^\n]*", re.DOTALL)
 STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"|\'((?:[^\'\\\n]|\\.)*)\'|`((?:[^`\\]|\\.)*)`')
@@ -20,7 +20,8 @@ KEY = re.compile(r"^[a-z_]+(\.[A-Za-z_-]+)+$")
 # words that are the same in both languages: names of things, units, keys
 SAME = re.compile(
     r"^(edgekit [\d.]+|edgekit|English|OpenVINO|ONNX Runtime|DirectML|CPU|GPU|NPU|SHA-256|Python"
-    r"|curl|Enter|Ctrl\+Enter|Top-p|Top-k|[AWTPL]|[\d./,%×·–\s:]+|[\d.,]+ [kMG]?B|Apache-2\.0|fake.*|/.*|https?:.*)$"
+    r"|curl|Enter|Ctrl\+Enter|Top-p|Top-k|[AWTPL]|[\d./,%×·–\s:]+|[\d.,]+ [kMG]?B"
+    r"|Apache-2\.0|fake.*|/.*|https?:.*|[0-9a-f]{64})$"
 )
 VISIBLE = """() => {
     const found = [];
@@ -90,7 +91,9 @@ def test_no_sentence_stands_in_a_script_or_in_the_markup() -> None:
             where = f"{name}: {literal}"
             if re.search(r"[\u4e00-\u9fff]", literal):
                 assert literal == "简体中文", where
-            if re.search(r"(?:tagName|class|className|Selector(?:All)?|matches|closest)[(:] *$", before):
+            if re.search(
+                r"(?:tagName|class|className|Selector(?:All)?|matches|closest)[(:] *$", before
+            ):
                 continue
             words = re.sub(r"\$\{[^}]*\}", "", literal)
             sentence = re.search(r"[A-Z][a-z]+ [a-z]+ [a-z]+|^[A-Z][a-z]+[.!?]$", words)

@@ -23,7 +23,9 @@ VIEWS = (  # every main view, by its address after "#/"
 )  # fmt: skip
 BREACHES = """
 window.breaches = [];
-addEventListener("securitypolicyviolation", (e) => breaches.push(`${e.violatedDirective} ${e.blockedURI}`));
+addEventListener("securitypolicyviolation", (event) => {
+    breaches.push(`${event.violatedDirective} ${event.blockedURI}`);
+});
 """
 
 

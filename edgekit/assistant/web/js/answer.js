@@ -6,7 +6,7 @@ import { errorSentence } from "./api.js";
 import { fill, h, say, setHtml } from "./dom.js";
 import { has, number, t } from "./i18n.js";
 import { icon } from "./icons.js";
-import { enrich } from "./rich-text.js";
+import { enrich, outline } from "./rich-text.js";
 import { sourceRow } from "./sources.js";
 import { ToolCard } from "./tool-card.js";
 import { targetName } from "./targets.js";
@@ -41,6 +41,7 @@ export class Answer {
     this.element = h(
       "article",
       { class: "message answer", tLabel: "message.answer" },
+      h("h2", { class: "visually-hidden", t: "message.answer" }),
       this.mark,
       this.note,
       this.thinking,
@@ -69,6 +70,7 @@ export class Answer {
     const block = /** @type {HTMLElement} */ (this.blocks.children[index]);
     setHtml(block, html);
     enrich(block, this.#passages);
+    outline(this.blocks);
   }
 
   /** @param {string} text more of the model's thinking */
@@ -103,7 +105,9 @@ export class Answer {
   }
 
   nothingFound() {
-    this.note.append(h("p", { class: "note" }, icon("documents"), h("span", { t: "sources.nothing" })));
+    this.note.append(
+      h("p", { class: "note" }, icon("documents"), h("span", { t: "sources.nothing" })),
+    );
   }
 
   /** @param {import("./types.js").Compaction} compaction */
@@ -153,7 +157,9 @@ export class Answer {
         "p",
         { class: "cloud-mark" },
         icon("cloud"),
-        h("span", { t: ["cloud.mark", { name: cloud.name, host: cloud.host, model: cloud.model }] }),
+        h("span", {
+          t: ["cloud.mark", { name: cloud.name, host: cloud.host, model: cloud.model }],
+        }),
       ),
     );
   }
@@ -165,7 +171,10 @@ export class Answer {
    */
   suggest(code, ...actions) {
     if (!has(`suggestion.${code}`)) return;
-    fill(this.hint, h("p", { class: "note" }, icon("info"), h("span", { t: `suggestion.${code}` }), ...actions));
+    fill(
+      this.hint,
+      h("p", { class: "note" }, icon("info"), h("span", { t: `suggestion.${code}` }), ...actions),
+    );
   }
 
   /**
@@ -176,7 +185,12 @@ export class Answer {
     this.wait.hidden = true;
     fill(
       this.end,
-      h("p", { class: "note error" }, icon("warning"), h("span", { t: ["message.failed", { sentence: () => errorSentence(code, message) }] })),
+      h(
+        "p",
+        { class: "note error" },
+        icon("warning"),
+        h("span", { t: ["message.failed", { sentence: () => errorSentence(code, message) }] }),
+      ),
     );
   }
 
@@ -217,7 +231,8 @@ export class Answer {
     this.measured(message.stats ?? {}, origin);
     this.settle();
     if (message.state === "stopped") this.stopped();
-    else if (message.state === "partial") fill(this.end, h("p", { class: "note", t: "message.partial" }));
+    else if (message.state === "partial")
+      fill(this.end, h("p", { class: "note", t: "message.partial" }));
     else if (message.state === "failed") {
       this.failed(origin.error?.code ?? "unknown", origin.error?.message ?? t("error.unknown"));
     }

@@ -28,7 +28,9 @@ export class ApiError extends Error {
  * @param {string} message
  */
 export function errorSentence(code, message) {
-  return has(`error.${code}`) ? t(`error.${code}`, { detail: message }) : message || t("error.unknown");
+  return has(`error.${code}`)
+    ? t(`error.${code}`, { detail: message })
+    : message || t("error.unknown");
 }
 
 /**

@@ -47,7 +47,11 @@ function show() {
     conversation.open(id, part);
     return;
   }
-  const views = { documents: documentsView, welcome: welcomeView, settings: () => settingsView(id ?? "") };
+  const views = {
+    documents: documentsView,
+    welcome: welcomeView,
+    settings: () => settingsView(id ?? ""),
+  };
   fill(byId("view"), views[name]());
   byId("main").focus();
 }

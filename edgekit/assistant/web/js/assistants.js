@@ -28,7 +28,11 @@ export function assistantName(assistant) {
  * @param {Assistant} assistant
  */
 export function assistantLetter(assistant) {
-  return h("span", { class: "letter", "aria-hidden": "true" }, assistant.icon || assistant.name.slice(0, 1));
+  return h(
+    "span",
+    { class: "letter", "aria-hidden": "true" },
+    assistant.icon || assistant.name.slice(0, 1),
+  );
 }
 
 /** @param {Assistant} assistant */
@@ -41,7 +45,8 @@ const nameOf = (assistant) =>
  */
 export function assistantButton(view) {
   const current = () =>
-    store.assistants.find((a) => a.id === view.assistant) ?? store.assistants.find((a) => a.builtin);
+    store.assistants.find((a) => a.id === view.assistant) ??
+    store.assistants.find((a) => a.builtin);
   const words = h("span", { class: "chip-words" });
   const button = h(
     "button",
@@ -58,7 +63,12 @@ export function assistantButton(view) {
             checked: a.id === current()?.id,
             run: () => choose(a.id),
           })),
-          { words: "assistants.manage", icon: "settings", divider: true, run: () => go("settings/assistants") },
+          {
+            words: "assistants.manage",
+            icon: "settings",
+            divider: true,
+            run: () => go("settings/assistants"),
+          },
         ]),
     },
     icon("person"),
@@ -68,7 +78,8 @@ export function assistantButton(view) {
   const choose = async (id) => {
     view.assistant = id;
     refresh();
-    if (view.id) await attempt(() => call("PATCH", `/api/conversations/${view.id}`, { assistant_id: id }));
+    if (view.id)
+      await attempt(() => call("PATCH", `/api/conversations/${view.id}`, { assistant_id: id }));
   };
   const refresh = () => {
     const assistant = current();

@@ -29,11 +29,20 @@ export function previewForCloud(conversation, parent, text, documents) {
     "cloud.preview_title",
     (/** @type {(id: string|null) => void} */ close) => {
       const shown = h("div", { class: "preview", "aria-busy": "true" });
-      const send = button(["cloud.send", { name: store.app.cloud.name }], () => close(preview?.id ?? null), "primary");
+      const send = button(
+        ["cloud.send", { name: store.app.cloud.name }],
+        () => close(preview?.id ?? null),
+        "primary",
+      );
       const ask = async () => {
         send.disabled = true;
         preview = await attempt(() =>
-          post("/api/cloud/preview", { conversation_id: conversation, parent_id: parent, text, ...choice }),
+          post("/api/cloud/preview", {
+            conversation_id: conversation,
+            parent_id: parent,
+            text,
+            ...choice,
+          }),
         );
         send.disabled = preview === null;
         fill(shown, preview ? content(preview) : null);
@@ -49,11 +58,16 @@ export function previewForCloud(conversation, parent, text, documents) {
             "fieldset",
             { class: "checks" },
             h("legend", { t: "cloud.choose" }),
-            ...Object.keys(choice).map((key) => check(/** @type {keyof typeof choice} */ (key), choice, ask)),
+            ...Object.keys(choice).map((key) =>
+              check(/** @type {keyof typeof choice} */ (key), choice, ask),
+            ),
           ),
           shown,
         ),
-        actions(button("cloud.dont_send", () => close(null)), send),
+        actions(
+          button("cloud.dont_send", () => close(null)),
+          send,
+        ),
       ];
     },
     { wide: true },
@@ -91,7 +105,16 @@ function content(preview) {
       h("dd", { t: ["cloud.bytes", { size: () => size(preview.bytes) }] }),
       h("dt", { t: "cloud.redacted" }),
       redacted.length
-        ? h("dd", {}, ...redacted.map((r) => h("span", { class: "pill", t: ["cloud.redaction", { kind: () => redaction(r.kind), times: r.count }] })))
+        ? h(
+            "dd",
+            {},
+            ...redacted.map((r) =>
+              h("span", {
+                class: "pill",
+                t: ["cloud.redaction", { kind: () => redaction(r.kind), times: r.count }],
+              }),
+            ),
+          )
         : h("dd", { t: "cloud.redacted_nothing" }),
     ),
     h("h3", { t: "cloud.parts" }),
@@ -111,11 +134,19 @@ const redaction = (kind) => (has(`redaction.${kind}`) ? t(`redaction.${kind}`) :
 
 /** @param {import("./types.js").PreviewPart} part */
 function part(part) {
-  const name = part.kind === "passage" ? ["cloud.part.passage", { file: fileName(part.file ?? "") }] : `cloud.part.${part.kind}`;
+  const name =
+    part.kind === "passage"
+      ? ["cloud.part.passage", { file: fileName(part.file ?? "") }]
+      : `cloud.part.${part.kind}`;
   return h(
     "li",
     { class: `part ${part.kind}` },
-    h("span", { class: "part-kind" }, icon(part.kind === "passage" ? "documents" : part.kind === "you" ? "person" : "info"), h("span", { t: name })),
+    h(
+      "span",
+      { class: "part-kind" },
+      icon(part.kind === "passage" ? "documents" : part.kind === "you" ? "person" : "info"),
+      h("span", { t: name }),
+    ),
     h("span", { class: "part-text" }, part.text),
   );
 }

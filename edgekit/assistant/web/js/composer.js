@@ -77,12 +77,13 @@ export class Composer {
   refresh() {
     const { app } = store;
     const { busy } = this.view;
+    const possible = ready() || app.engine.state === "loading";
+    if (!possible) this.#held = false; // it cannot be sent any more: the words stay where they are
     const stops = busy || this.#held;
     fill(this.send, icon(stops ? "stop" : "send"));
     bind(this.send, "label", stops ? "chat.stop" : "chat.send");
     bind(this.send, "title", stops ? "chat.stop" : "chat.send");
     this.send.classList.toggle("stops", stops);
-    const possible = ready() || app.engine.state === "loading";
     this.send.disabled = !stops && (!this.text.value.trim() || !possible);
     this.cloud.hidden = !app.cloud.configured || app.policy.cloud === "forbidden";
     this.cloud.disabled = busy || !this.text.value.trim();
@@ -193,6 +194,10 @@ export class Composer {
    * @param {() => void} onclick
    */
   #iconButton(name, label, onclick) {
-    return h("button", { type: "button", class: "icon-button", tLabel: label, tTitle: label, onclick }, icon(name));
+    return h(
+      "button",
+      { type: "button", class: "icon-button", tLabel: label, tTitle: label, onclick },
+      icon(name),
+    );
   }
 }

@@ -29,18 +29,30 @@ export class ConversationView {
   /** @type {Map<string, MessageView>} */ #views = new Map();
   /** @type {string|null} */ assistant = null;
   #follow = true;
+  #starting = false;
   #closed = false;
 
   constructor() {
     this.list = h("div", { class: "messages" });
     this.scroll = h(
       "section",
-      { class: "conversation", tLabel: "chat.conversation", tabindex: 0, onscroll: () => this.#scrolled() },
+      {
+        class: "conversation",
+        tLabel: "chat.conversation",
+        tabindex: 0,
+        onscroll: () => this.#scrolled(),
+      },
       this.list,
     );
     this.latest = h(
       "button",
-      { type: "button", class: "latest", hidden: true, tLabel: "chat.latest", onclick: () => this.#toEnd(true) },
+      {
+        type: "button",
+        class: "latest",
+        hidden: true,
+        tLabel: "chat.latest",
+        onclick: () => this.#toEnd(true),
+      },
       icon("down"),
     );
     this.composer = new Composer(this);
@@ -78,7 +90,7 @@ export class ConversationView {
     this.composer.refresh();
     this.render();
     if (message) this.#showMessage(message);
-    else this.#toEnd(true);
+    else if (this.messages.length) this.#toEnd(true);
     if (!message) this.composer.focus();
   }
 
@@ -128,8 +140,10 @@ export class ConversationView {
 
   /** @param {Ask} ask */
   async #ask(ask) {
-    if (!ready() || this.busy) return false;
+    if (!ready() || this.busy || this.#starting) return false;
+    this.#starting = true;
     const id = await this.#conversationId();
+    this.#starting = false;
     if (!id) return false;
     const { documents, tools } = this.composer;
     const turn = this.#turn(id, ask.parent_id);
@@ -214,7 +228,9 @@ export class ConversationView {
 
   /** Draw the shown path; messages that are on the page already are kept. */
   render() {
-    const path = shownPath(this.messages, this.choices).filter((m) => m.role === "user" || m.role === "assistant");
+    const path = shownPath(this.messages, this.choices).filter(
+      (m) => m.role === "user" || m.role === "assistant",
+    );
     const turn = liveTurn(this.id);
     const actions = this.#actions();
     const elements = path.map((message) => {

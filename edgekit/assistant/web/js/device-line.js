@@ -54,7 +54,9 @@ function describe() {
   if (engine.state === "failed") return h("span", { t: ["device.failed", { name }] });
   const where = `${targetName(engine.target)} · ${name}`;
   if (speed === null) return h("span", {}, where);
-  return h("span", { t: ["device.line", { where, speed: () => number(speed, { maximumFractionDigits: 0 }) }] });
+  return h("span", {
+    t: ["device.line", { where, speed: () => number(speed, { maximumFractionDigits: 0 }) }],
+  });
 }
 
 /** The reasons, as `edgekit devices --explain` tells them. */
@@ -71,7 +73,11 @@ export async function showReasons() {
         h("p", {
           t: engine.pack ? ["device.intro", { name: engine.pack.name }] : "device.intro_none",
         }),
-        h("div", { class: "table-scroll", tabindex: 0, role: "region", tLabel: "device.title" }, table(devices)),
+        h(
+          "div",
+          { class: "table-scroll", tabindex: 0, role: "region", tLabel: "device.title" },
+          table(devices),
+        ),
         facts(),
         h(
           "p",
@@ -100,7 +106,13 @@ function table(devices) {
     h(
       "thead",
       {},
-      h("tr", {}, ...["target", "here", "hardware", "reason"].map((c) => h("th", { scope: "col", t: `device.column.${c}` }))),
+      h(
+        "tr",
+        {},
+        ...["target", "here", "hardware", "reason"].map((c) =>
+          h("th", { scope: "col", t: `device.column.${c}` }),
+        ),
+      ),
     ),
     h("tbody", {}, ...devices.map(row)),
   );
@@ -126,11 +138,18 @@ function facts() {
   const { parameters } = engine.pack;
   const rows = /** @type {[string, string|HTMLElement][]} */ ([
     ["device.fact.pack", `${engine.pack.name} ${engine.pack.version}`],
-    ["device.fact.parameters", h("span", { t: ["device.parameters", { amount: () => compact(parameters) }] })],
+    [
+      "device.fact.parameters",
+      h("span", { t: ["device.parameters", { amount: () => compact(parameters) }] }),
+    ],
     ["device.fact.context", h("span", { t: ["device.tokens", { count: engine.context_length }] })],
     ["device.fact.license", engine.pack.license],
   ]);
-  return h("dl", { class: "facts" }, ...rows.flatMap(([key, value]) => [h("dt", { t: key }), h("dd", {}, value)]));
+  return h(
+    "dl",
+    { class: "facts" },
+    ...rows.flatMap(([key, value]) => [h("dt", { t: key }), h("dd", {}, value)]),
+  );
 }
 
 /**
@@ -145,14 +164,23 @@ export async function changeDevice(anchor) {
   const use = (target) => () => attempt(() => post("/api/engine", { target }));
   const usable = devices.filter((d) => d.available && d.code !== "not_compiled");
   openMenu(anchor, "device.change_hint", [
-    { words: "device.automatic", detailWords: "device.automatic_hint", checked: !settings.target, run: use("") },
+    {
+      words: "device.automatic",
+      detailWords: "device.automatic_hint",
+      checked: !settings.target,
+      run: use(""),
+    },
     ...usable.map((d) => ({
       label: targetName(d.target),
       detail: d.detail,
       checked: settings.target !== "" && d.target === engine.target,
       run: use(d.target),
     })),
-    { words: "device.other_model", icon: "settings", divider: true, run: () => go("settings/model") },
+    {
+      words: "device.other_model",
+      icon: "settings",
+      divider: true,
+      run: () => go("settings/model"),
+    },
   ]);
 }
-

@@ -40,7 +40,12 @@ export function openDialog(title, build, { wide = false, side = false } = {}) {
         h("h2", { id, t: title }),
         h(
           "button",
-          { type: "button", class: "icon-button", tLabel: "dialog.close", onclick: () => close(null) },
+          {
+            type: "button",
+            class: "icon-button",
+            tLabel: "dialog.close",
+            onclick: () => close(null),
+          },
           icon("close"),
         ),
       ),
@@ -106,7 +111,11 @@ export function promptDialog(title, label, value, action) {
             if (input.value.trim()) close(input.value.trim());
           },
         },
-        h("div", { class: "dialog-body" }, h("label", { class: "labelled" }, h("span", { t: label }), input)),
+        h(
+          "div",
+          { class: "dialog-body" },
+          h("label", { class: "labelled" }, h("span", { t: label }), input),
+        ),
         actions(
           button("dialog.cancel", () => close(null)),
           h("button", { type: "submit", class: "button primary", t: action }),

@@ -77,7 +77,12 @@ async function pick(kind) {
   } catch (error) {
     if (!(error instanceof ApiError && error.code === "no_dialog")) throw error;
   }
-  const path = await promptDialog(`documents.add_${kind}`, "documents.path", "", "documents.add_action");
+  const path = await promptDialog(
+    `documents.add_${kind}`,
+    "documents.path",
+    "",
+    "documents.add_action",
+  );
   return path ? [await post("/api/documents", { path })] : [];
 }
 
@@ -141,10 +146,21 @@ function card(source) {
       "div",
       { class: "card-head" },
       icon(source.kind === "folder" ? "folder" : "file"),
-      h("div", { class: "card-words" }, h("h2", {}, fileName(source.path)), h("p", { class: "path" }, source.path)),
+      h(
+        "div",
+        { class: "card-words" },
+        h("h2", {}, fileName(source.path)),
+        h("p", { class: "path" }, source.path),
+      ),
       h("span", { class: `pill ${source.state}`, t: `documents.state.${source.state}` }),
     ),
-    h("p", { class: "hint" }, h("span", { t: ["documents.files", { count: source.files }] }), " · ", h("span", { t: ["documents.passages", { count: source.passages }] })),
+    h(
+      "p",
+      { class: "hint" },
+      h("span", { t: ["documents.files", { count: source.files }] }),
+      " · ",
+      h("span", { t: ["documents.passages", { count: source.passages }] }),
+    ),
     problems(source),
     h(
       "div",
@@ -162,7 +178,12 @@ function problems(source) {
   return h(
     "details",
     { class: "problems" },
-    h("summary", {}, icon("warning"), h("span", { t: ["documents.problems", { count: source.problems.length }] })),
+    h(
+      "summary",
+      {},
+      icon("warning"),
+      h("span", { t: ["documents.problems", { count: source.problems.length }] }),
+    ),
     h("ul", {}, ...source.problems.slice(0, MANY_PROBLEMS).map((p) => h("li", {}, p))),
     rest > 0 ? h("p", { class: "hint", t: ["documents.more_problems", { count: rest }] }) : null,
   );
@@ -171,7 +192,11 @@ function problems(source) {
 /** @param {Source} source */
 async function remove(source) {
   const name = fileName(source.path);
-  const sure = await confirmDialog("documents.remove", ["documents.remove_text", { name }], "documents.remove");
+  const sure = await confirmDialog(
+    "documents.remove",
+    ["documents.remove_text", { name }],
+    "documents.remove",
+  );
   if (sure) await change("DELETE", source.id);
 }
 
@@ -205,7 +230,12 @@ function embeddingCard() {
 }
 
 async function chooseEmbedding() {
-  const path = await promptDialog("embedding.choose", "packs.path", store.documents?.embedding.path ?? "", "dialog.save");
+  const path = await promptDialog(
+    "embedding.choose",
+    "packs.path",
+    store.documents?.embedding.path ?? "",
+    "dialog.save",
+  );
   if (!path) return;
   await attempt(() => post("/api/documents/embedding", { path }));
   await refreshDocuments();

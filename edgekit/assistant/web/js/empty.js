@@ -29,11 +29,22 @@ export function emptyPage(composer) {
     "div",
     { class: "empty-page" },
     h("h2", { t: "empty.title" }),
-    h("p", { class: "lead" }, icon("lock"), h("span", { t: local ? "empty.local" : "empty.local_cloud" })),
+    h(
+      "p",
+      { class: "lead" },
+      icon("lock"),
+      h("span", { t: local ? "empty.local" : "empty.local_cloud" }),
+    ),
     openings.length ? h("ul", { class: "openings", tLabel: "prompts.title" }, ...openings) : null,
     store.documents?.sources.length
       ? null
-      : h("p", { class: "hint" }, h("span", { t: "empty.documents" }), " ", link("empty.add_documents", "documents")),
+      : h(
+          "p",
+          { class: "hint" },
+          h("span", { t: "empty.documents" }),
+          " ",
+          link("empty.add_documents", "documents"),
+        ),
   );
 }
 

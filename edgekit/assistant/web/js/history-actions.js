@@ -37,9 +37,20 @@ export function conversationMenu(conversation) {
       run: () => patch(conversation, { pinned: !conversation.pinned }),
     },
     ...moves(conversation),
-    { words: "transfer.markdown", icon: "download", divider: true, run: () => download(`${path}markdown`) },
+    {
+      words: "transfer.markdown",
+      icon: "download",
+      divider: true,
+      run: () => download(`${path}markdown`),
+    },
     { words: "transfer.json", icon: "download", run: () => download(`${path}json`) },
-    { words: "history.delete", icon: "trash", danger: true, divider: true, run: () => deleteConversation(conversation) },
+    {
+      words: "history.delete",
+      icon: "trash",
+      danger: true,
+      divider: true,
+      run: () => deleteConversation(conversation),
+    },
   ];
 }
 
@@ -57,23 +68,39 @@ function moves(conversation) {
       run: () => patch(conversation, { folder_id: folder.id }),
     })),
     ...(conversation.folder_id
-      ? [{ words: "folder.take_out", icon: /** @type {const} */ ("folder"), run: () => patch(conversation, { folder_id: null }) }]
+      ? [
+          {
+            words: "folder.take_out",
+            icon: /** @type {const} */ ("folder"),
+            run: () => patch(conversation, { folder_id: null }),
+          },
+        ]
       : []),
   ];
 }
 
 /** @param {Conversation} conversation */
 export async function renameConversation(conversation) {
-  const title = await promptDialog("history.rename", "history.title", conversation.title, "dialog.save");
+  const title = await promptDialog(
+    "history.rename",
+    "history.title",
+    conversation.title,
+    "dialog.save",
+  );
   if (title) await patch(conversation, { title });
 }
 
 /** @param {Conversation} conversation */
 export async function deleteConversation(conversation) {
   const title = conversation.title;
-  const sure = await confirmDialog("history.delete", ["history.delete_text", { title }], "history.delete_action", {
-    danger: true,
-  });
+  const sure = await confirmDialog(
+    "history.delete",
+    ["history.delete_text", { title }],
+    "history.delete_action",
+    {
+      danger: true,
+    },
+  );
   if (!sure) return;
   const done = await attempt(async () => {
     await call("DELETE", `/api/conversations/${conversation.id}`);
@@ -100,7 +127,13 @@ export async function newFolder() {
 export function folderMenu(folder) {
   return [
     { words: "history.rename", icon: "edit", run: () => renameFolder(folder) },
-    { words: "folder.delete", icon: "trash", danger: true, divider: true, run: () => deleteFolder(folder) },
+    {
+      words: "folder.delete",
+      icon: "trash",
+      danger: true,
+      divider: true,
+      run: () => deleteFolder(folder),
+    },
   ];
 }
 
@@ -114,9 +147,14 @@ async function renameFolder(folder) {
 
 /** @param {Folder} folder */
 async function deleteFolder(folder) {
-  const sure = await confirmDialog("folder.delete", ["folder.delete_text", { name: folder.name }], "folder.delete", {
-    danger: true,
-  });
+  const sure = await confirmDialog(
+    "folder.delete",
+    ["folder.delete_text", { name: folder.name }],
+    "folder.delete",
+    {
+      danger: true,
+    },
+  );
   if (!sure) return;
   await attempt(() => call("DELETE", `/api/folders/${folder.id}`));
   await Promise.all([refreshFolders(), refreshConversations()]);

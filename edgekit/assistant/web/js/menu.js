@@ -33,7 +33,11 @@ export function openMenu(anchor, label, items) {
   const wasOpen = anchor.getAttribute("aria-expanded") === "true";
   closeOpen?.();
   if (wasOpen) return;
-  const menu = h("div", { class: "menu", role: "menu", tLabel: label }, ...items.map((i) => entry(i, close)));
+  const menu = h(
+    "div",
+    { class: "menu", role: "menu", tLabel: label },
+    ...items.map((i) => entry(i, close)),
+  );
   const buttons = [...menu.querySelectorAll("button")];
 
   /** @param {boolean} [focusBack] */
@@ -94,7 +98,11 @@ function entry(item, close) {
         item.run();
       },
     },
-    h("span", { class: "menu-mark" }, chosen ? item.checked && icon("check") : item.icon && icon(item.icon)),
+    h(
+      "span",
+      { class: "menu-mark" },
+      chosen ? item.checked && icon("check") : item.icon && icon(item.icon),
+    ),
     h(
       "span",
       { class: "menu-words" },

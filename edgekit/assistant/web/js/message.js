@@ -36,7 +36,13 @@ export class MessageView {
     this.body = h("div", { class: "question-text" });
     this.element =
       this.answer?.element ??
-      h("article", { class: "message question", tLabel: "message.question" }, this.body, this.foot);
+      h(
+        "article",
+        { class: "message question", tLabel: "message.question" },
+        h("h2", { class: "visually-hidden", t: "message.question" }),
+        this.body,
+        this.foot,
+      );
     this.element.dataset.id = message.id;
     this.live = live !== undefined;
     if (!live) this.show(message);
@@ -65,7 +71,9 @@ export class MessageView {
   suggest(code) {
     const { cloud, policy } = store.app;
     const able = cloud.configured && policy.cloud === "allowed";
-    const ask = able ? [button("cloud.ask", () => this.actions.toCloud(this.message), "quiet")] : [];
+    const ask = able
+      ? [button("cloud.ask", () => this.actions.toCloud(this.message), "quiet")]
+      : [];
     this.answer?.suggest(code, ...ask);
   }
 
@@ -75,7 +83,12 @@ export class MessageView {
     if (this.live) return fill(this.foot);
     const branches = this.#branches();
     const buttons = message.role === "user" ? this.#questionActions() : this.#answerActions();
-    fill(this.foot, branches, h("div", { class: "message-actions" }, ...buttons), this.answer?.stats);
+    fill(
+      this.foot,
+      branches,
+      h("div", { class: "message-actions" }, ...buttons),
+      this.answer?.stats,
+    );
   }
 
   #branches() {
@@ -131,7 +144,11 @@ export class MessageView {
       run: () => this.actions.regenerate(this.message, target),
     }));
     const none = { words: "device.no_other", disabled: true, run: () => {} };
-    openMenu(/** @type {HTMLElement} */ (event.currentTarget), "message.elsewhere", items.length ? items : [none]);
+    openMenu(
+      /** @type {HTMLElement} */ (event.currentTarget),
+      "message.elsewhere",
+      items.length ? items : [none],
+    );
   }
 
   #edit() {
@@ -159,7 +176,12 @@ export class MessageView {
       this.body,
       area,
       h("p", { class: "hint", t: "message.edit_hint" }),
-      h("div", { class: "button-row" }, button("message.send_branch", send, "primary"), button("dialog.cancel", end)),
+      h(
+        "div",
+        { class: "button-row" },
+        button("message.send_branch", send, "primary"),
+        button("dialog.cancel", end),
+      ),
     );
     this.foot.hidden = true;
     this.element.classList.add("editing");

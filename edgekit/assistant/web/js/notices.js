@@ -51,7 +51,12 @@ function show(text, error) {
     text,
     h(
       "button",
-      { type: "button", class: "icon-button small", tLabel: "dialog.close", onclick: () => item.remove() },
+      {
+        type: "button",
+        class: "icon-button small",
+        tLabel: "dialog.close",
+        onclick: () => item.remove(),
+      },
       icon("close"),
     ),
   );

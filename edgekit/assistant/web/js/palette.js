@@ -71,47 +71,66 @@ export async function openPalette() {
   /** @type {Command[]} */
   let shown = [];
   let at = 0;
-  const chosen = await openDialog("palette.title", (/** @type {(c: Command|null) => void} */ close) => {
-    const list = h("ul", { class: "palette-list", role: "listbox", id: "palette-list", tLabel: "palette.title" });
-    const field = h("input", {
-      type: "text",
-      class: "palette-field",
-      role: "combobox",
-      autofocus: true,
-      autocomplete: "off",
-      "aria-controls": "palette-list",
-      "aria-expanded": "true",
-      "aria-autocomplete": "list",
-      tLabel: "palette.label",
-      tPlaceholder: "palette.placeholder",
-    });
-    const draw = () => {
-      const wanted = field.value.trim().toLowerCase();
-      shown = all.filter((c) => (c.element.textContent ?? "").toLowerCase().includes(wanted)).slice(0, SHOWN);
-      at = Math.min(at, Math.max(0, shown.length - 1));
-      fill(list, ...shown.map((c, i) => option(c, i, i === at, () => close(c))));
-      if (shown.length) field.setAttribute("aria-activedescendant", `palette-${at}`);
-      else {
-        field.removeAttribute("aria-activedescendant");
-        fill(list, h("li", { class: "hint", role: "option", "aria-disabled": "true", "aria-selected": "false", t: "palette.none" }));
-      }
-    };
-    field.addEventListener("input", () => {
-      at = 0;
+  const chosen = await openDialog(
+    "palette.title",
+    (/** @type {(c: Command|null) => void} */ close) => {
+      const list = h("ul", {
+        class: "palette-list",
+        role: "listbox",
+        id: "palette-list",
+        tLabel: "palette.title",
+      });
+      const field = h("input", {
+        type: "text",
+        class: "palette-field",
+        role: "combobox",
+        autofocus: true,
+        autocomplete: "off",
+        "aria-controls": "palette-list",
+        "aria-expanded": "true",
+        "aria-autocomplete": "list",
+        tLabel: "palette.label",
+        tPlaceholder: "palette.placeholder",
+      });
+      const draw = () => {
+        const wanted = field.value.trim().toLowerCase();
+        shown = all
+          .filter((c) => (c.element.textContent ?? "").toLowerCase().includes(wanted))
+          .slice(0, SHOWN);
+        at = Math.min(at, Math.max(0, shown.length - 1));
+        fill(list, ...shown.map((c, i) => option(c, i, i === at, () => close(c))));
+        if (shown.length) field.setAttribute("aria-activedescendant", `palette-${at}`);
+        else {
+          field.removeAttribute("aria-activedescendant");
+          fill(
+            list,
+            h("li", {
+              class: "hint",
+              role: "option",
+              "aria-disabled": "true",
+              "aria-selected": "false",
+              t: "palette.none",
+            }),
+          );
+        }
+      };
+      field.addEventListener("input", () => {
+        at = 0;
+        draw();
+      });
+      field.addEventListener("keydown", (event) => {
+        if (event.isComposing) return;
+        if (event.key === "ArrowDown") at = (at + 1) % Math.max(1, shown.length);
+        else if (event.key === "ArrowUp") at = (at - 1 + shown.length) % Math.max(1, shown.length);
+        else if (event.key === "Enter" && shown[at]) return close(shown[at]);
+        else return;
+        event.preventDefault();
+        draw();
+      });
       draw();
-    });
-    field.addEventListener("keydown", (event) => {
-      if (event.isComposing) return;
-      if (event.key === "ArrowDown") at = (at + 1) % Math.max(1, shown.length);
-      else if (event.key === "ArrowUp") at = (at - 1 + shown.length) % Math.max(1, shown.length);
-      else if (event.key === "Enter" && shown[at]) return close(shown[at]);
-      else return;
-      event.preventDefault();
-      draw();
-    });
-    draw();
-    return [h("div", { class: "palette" }, field, list)];
-  });
+      return [h("div", { class: "palette" }, field, list)];
+    },
+  );
   chosen?.run();
 }
 
@@ -124,7 +143,13 @@ export async function openPalette() {
 function option(command, index, selected, onclick) {
   return h(
     "li",
-    { id: `palette-${index}`, role: "option", class: "palette-item", "aria-selected": String(selected), onclick },
+    {
+      id: `palette-${index}`,
+      role: "option",
+      class: "palette-item",
+      "aria-selected": String(selected),
+      onclick,
+    },
     icon(command.icon),
     command.element,
   );

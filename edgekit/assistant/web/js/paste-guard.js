@@ -27,14 +27,21 @@ export async function guardPaste(event, composer) {
   const most = limit();
   if (text.length <= most) return;
   event.preventDefault();
-  const choice = await openDialog("paste.title", (/** @type {(v: string|null) => void} */ close) => [
-    h("div", { class: "dialog-body" }, h("p", { t: ["paste.text", { count: text.length, limit: most }] })),
-    actions(
-      button("dialog.cancel", () => close(null)),
-      button(["paste.part", { limit: most }], () => close("part")),
-      button("paste.document", () => close("document"), "primary"),
-    ),
-  ]);
+  const choice = await openDialog(
+    "paste.title",
+    (/** @type {(v: string|null) => void} */ close) => [
+      h(
+        "div",
+        { class: "dialog-body" },
+        h("p", { t: ["paste.text", { count: text.length, limit: most }] }),
+      ),
+      actions(
+        button("dialog.cancel", () => close(null)),
+        button(["paste.part", { limit: most }], () => close("part")),
+        button("paste.document", () => close("document"), "primary"),
+      ),
+    ],
+  );
   if (choice === "part") composer.insert(text.slice(0, most));
   else if (choice === "document") await addAsDocument(text);
 }

@@ -25,7 +25,9 @@ export const promptTitle = (prompt) =>
  * @param {Prompt} prompt
  */
 export const promptText = (prompt) =>
-  prompt.text_key && has(`prompt.${prompt.text_key}.text`) ? t(`prompt.${prompt.text_key}.text`) : prompt.text;
+  prompt.text_key && has(`prompt.${prompt.text_key}.text`)
+    ? t(`prompt.${prompt.text_key}.text`)
+    : prompt.text;
 
 /**
  * @param {(words: string) => void} insert
@@ -43,7 +45,12 @@ export function promptButton(insert) {
       onclick: () =>
         openMenu(button, "prompts.title", [
           ...store.prompts.map((p) => ({ ...promptTitle(p), run: () => insert(promptText(p)) })),
-          { words: "prompts.manage", icon: "settings", divider: true, run: () => go("settings/prompts") },
+          {
+            words: "prompts.manage",
+            icon: "settings",
+            divider: true,
+            run: () => go("settings/prompts"),
+          },
         ]),
     },
     icon("book"),

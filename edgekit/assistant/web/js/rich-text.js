@@ -1,15 +1,17 @@
 /**
- * What the page adds to an answer's HTML: a copy button on code, room for wide tables, and citation
- * marks that open their passage.
+ * What the page adds to an answer's HTML: a copy button on code, labels in the person's language,
+ * and citation marks that open their passage.
  */
 
 import { h } from "./dom.js";
+import { bind } from "./i18n.js";
 import { icon } from "./icons.js";
 import { notice } from "./notices.js";
 import { openPassage } from "./sources.js";
 
 /** @typedef {import("./types.js").Passage} Passage */
 
+const TOP_LEVEL = 3; // below the title of the conversation and the speaker
 const CITATION = /\[(\d{1,3})\]/g;
 const LAST_WORD = /(?:\p{Script=Han}|[^\s\p{Script=Han}]{1,24})\s?$/u;
 
@@ -18,37 +20,46 @@ const LAST_WORD = /(?:\p{Script=Han}|[^\s\p{Script=Han}]{1,24})\s?$/u;
  * @param {Passage[]} passages that [n] may point to
  */
 export function enrich(block, passages) {
-  for (const pre of block.querySelectorAll("pre")) frameCode(pre);
-  for (const table of block.querySelectorAll("table")) {
-    const frame = h("div", { class: "table-scroll", tabindex: 0, role: "group", tLabel: "message.table" });
-    table.replaceWith(frame);
-    frame.append(table);
+  for (const figure of block.querySelectorAll("figure.code")) addCopy(figure);
+  for (const table of block.querySelectorAll("div.table")) {
+    table.setAttribute("role", "group"); // one answer may have many: no landmarks
+    bind(table, "label", "message.table");
+  }
+  for (const image of block.querySelectorAll(".image-blocked")) {
+    bind(image, "title", "message.image_blocked");
   }
   if (passages.length) linkCitations(block, passages);
 }
 
-/** @param {HTMLPreElement} pre */
-function frameCode(pre) {
-  const code = pre.querySelector("code");
-  const name = /language-([\w+#.-]+)/.exec(code?.className ?? "")?.[1] ?? "";
-  const text = () => pre.textContent ?? "";
-  const frame = h(
-    "div",
-    { class: "code" },
+/**
+ * Headings as an outline without gaps, whatever levels the model chose.
+ * @param {HTMLElement} answer its blocks
+ */
+export function outline(answer) {
+  let level = TOP_LEVEL - 1;
+  for (const heading of answer.querySelectorAll("h3, h4, h5, h6")) {
+    level = Math.min(Number(heading.tagName[1]), level + 1);
+    heading.setAttribute("aria-level", String(level));
+  }
+}
+
+/** @param {Element} figure */
+function addCopy(figure) {
+  const code = figure.querySelector("pre");
+  const head = figure.querySelector("figcaption") ?? h("figcaption");
+  head.append(
     h(
-      "div",
-      { class: "code-head" },
-      h("span", { class: "code-language" }, name),
-      h(
-        "button",
-        { type: "button", class: "icon-button small", tLabel: "message.copy_code", onclick: () => copyText(text()) },
-        icon("copy"),
-      ),
+      "button",
+      {
+        type: "button",
+        class: "icon-button small",
+        tLabel: "message.copy_code",
+        onclick: () => copyText(code?.textContent ?? ""),
+      },
+      icon("copy"),
     ),
   );
-  pre.replaceWith(frame);
-  pre.tabIndex = 0; // long lines scroll, and the keyboard must be able to
-  frame.append(pre);
+  figure.prepend(head);
 }
 
 /**

@@ -24,7 +24,9 @@ export function searchResults(field, results, list) {
   const show = async () => {
     const query = field.value.trim();
     const mine = ++latest;
-    const hits = query ? await attempt(() => get(`/api/search?q=${encodeURIComponent(query)}`)) : [];
+    const hits = query
+      ? await attempt(() => get(`/api/search?q=${encodeURIComponent(query)}`))
+      : [];
     if (mine !== latest) return; // a newer search has begun
     results.hidden = !query;
     list.hidden = Boolean(query);
@@ -51,7 +53,11 @@ export function searchResults(field, results, list) {
 /** @param {Hit[]} hits */
 function found(hits) {
   return [
-    h("p", { class: "hint", role: "status", t: hits.length ? ["search.count", { count: hits.length }] : "search.none" }),
+    h("p", {
+      class: "hint",
+      role: "status",
+      t: hits.length ? ["search.count", { count: hits.length }] : "search.none",
+    }),
     h("ul", {}, ...hits.map((hit) => h("li", {}, row(hit)))),
   ];
 }
@@ -62,8 +68,12 @@ function found(hits) {
  */
 function row(hit) {
   const snippet = marked(hit.snippet, hit.marks);
-  const title = hit.title ? h("span", { class: "hit-title" }, hit.title) : h("span", { class: "hit-title", t: "chat.new" });
-  const path = hit.message_id ? `c/${hit.conversation_id}/${hit.message_id}` : `c/${hit.conversation_id}`;
+  const title = hit.title
+    ? h("span", { class: "hit-title" }, hit.title)
+    : h("span", { class: "hit-title", t: "chat.new" });
+  const path = hit.message_id
+    ? `c/${hit.conversation_id}/${hit.message_id}`
+    : `c/${hit.conversation_id}`;
   return h(
     "button",
     { type: "button", class: "hit", onclick: () => go(path) },

@@ -35,5 +35,7 @@ export function installShortcuts(page) {
 
 /** @param {EventTarget|null} target */
 function writing(target) {
-  return target instanceof HTMLElement && target.matches("input, textarea, select, [contenteditable]");
+  return (
+    target instanceof HTMLElement && target.matches("input, textarea, select, [contenteditable]")
+  );
 }

@@ -21,7 +21,12 @@ const folded = new Set();
 /** Build the sidebar's content. */
 export function sidebar() {
   const list = h("div", { class: "history" });
-  const results = h("div", { class: "results", role: "region", tLabel: "search.results", hidden: true });
+  const results = h("div", {
+    class: "results",
+    role: "region",
+    tLabel: "search.results",
+    hidden: true,
+  });
   const search = h("input", {
     type: "search",
     id: "search",
@@ -38,7 +43,12 @@ export function sidebar() {
     h(
       "div",
       { class: "sidebar-head" },
-      h("span", { class: "wordmark" }, h("span", { class: "wordmark-dot", "aria-hidden": "true" }), h("span", { t: "app.name" })),
+      h(
+        "span",
+        { class: "wordmark" },
+        h("span", { class: "wordmark-dot", "aria-hidden": "true" }),
+        h("span", { t: "app.name" }),
+      ),
       iconButton("bolt", "palette.open", () => openPalette()),
       historyButton(),
       iconButton("close", "sidebar.close", () => toggleSidebar(false), "only-narrow"),
@@ -80,17 +90,25 @@ export function toggleSidebar(open) {
 function draw(list) {
   const { conversations, folders } = store;
   const pinned = conversations.filter((c) => c.pinned);
-  const loose = conversations.filter((c) => !c.pinned && !folders.some((f) => f.id === c.folder_id));
+  const loose = conversations.filter(
+    (c) => !c.pinned && !folders.some((f) => f.id === c.folder_id),
+  );
   const sections = [
     pinned.length ? section(h("h2", { class: "group-title", t: "history.pinned" }), pinned) : null,
-    ...folders.map((folder) => folderSection(folder, conversations.filter((c) => !c.pinned && c.folder_id === folder.id))),
+    ...folders.map((folder) =>
+      folderSection(
+        folder,
+        conversations.filter((c) => !c.pinned && c.folder_id === folder.id),
+      ),
+    ),
     loose.length || conversations.length === 0
       ? section(h("h2", { class: "group-title", t: "history.recent" }), loose)
       : null,
   ];
   const focused = /** @type {HTMLElement|null} */ (document.activeElement)?.dataset.key;
   fill(list, ...sections);
-  if (focused) /** @type {HTMLElement|null} */ (list.querySelector(`[data-key="${focused}"]`))?.focus();
+  if (focused)
+    /** @type {HTMLElement|null} */ (list.querySelector(`[data-key="${focused}"]`))?.focus();
 }
 
 /**
@@ -139,7 +157,9 @@ function folderSection(folder, conversations) {
       "div",
       { class: "group-row" },
       h("h2", { class: "group-title" }, fold),
-      moreButton(["folder.more", { name: folder.name }], (anchor) => openMenu(anchor, "folder.menu", folderMenu(folder))),
+      moreButton(["folder.more", { name: folder.name }], (anchor) =>
+        openMenu(anchor, "folder.menu", folderMenu(folder)),
+      ),
     ),
     open
       ? conversations.length
@@ -153,7 +173,9 @@ function folderSection(folder, conversations) {
 /** @param {Conversation} conversation */
 function row(conversation) {
   const here = store.conversation === conversation.id && route().name === "chat";
-  const name = conversation.title ? h("span", { class: "row-title" }, conversation.title) : h("span", { class: "row-title", t: "chat.new" });
+  const name = conversation.title
+    ? h("span", { class: "row-title" }, conversation.title)
+    : h("span", { class: "row-title", t: "chat.new" });
   return h(
     "li",
     { class: "row" },
@@ -168,7 +190,10 @@ function row(conversation) {
       },
       conversation.pinned ? icon("pin") : null,
       name,
-      h("span", { class: "row-time", t: ["history.time", { time: () => when(conversation.updated) }] }),
+      h("span", {
+        class: "row-time",
+        t: ["history.time", { time: () => when(conversation.updated) }],
+      }),
     ),
     moreButton(["history.more", { title: conversation.title }], (anchor) =>
       openMenu(anchor, "history.menu", conversationMenu(conversation)),
@@ -216,7 +241,12 @@ function historyButton() {
  * @param {string} words
  */
 function viewLink(path, name, words) {
-  const link = h("a", { href: `#/${path}`, class: "view-link" }, icon(name), h("span", { t: words }));
+  const link = h(
+    "a",
+    { href: `#/${path}`, class: "view-link" },
+    icon(name),
+    h("span", { t: words }),
+  );
   const mark = () => {
     if (route().name === path) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");

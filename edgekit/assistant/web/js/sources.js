@@ -17,7 +17,7 @@ export function sourceRow(passages) {
   return h(
     "div",
     { class: "sources", role: "group", tLabel: "sources.title" },
-    h("h4", { class: "sources-title", t: "sources.title" }),
+    h("h3", { class: "sources-title", t: "sources.title" }),
     h("ol", { class: "sources-list" }, ...passages.map((p) => h("li", {}, chip(p)))),
   );
 }

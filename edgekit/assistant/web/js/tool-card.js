@@ -26,10 +26,16 @@ export class ToolCard {
         { class: "tool-head" },
         icon("tool"),
         h("strong", {}, ...toolName(call)),
-        call.server ? h("span", { class: "tool-server", t: ["tool.from", { server: call.server }] }) : null,
+        call.server
+          ? h("span", { class: "tool-server", t: ["tool.from", { server: call.server }] })
+          : null,
         this.state,
       ),
-      h("pre", { class: "tool-arguments", tabindex: 0, tLabel: "tool.arguments" }, pretty(call.arguments)),
+      h(
+        "pre",
+        { class: "tool-arguments", tabindex: 0, tLabel: "tool.arguments" },
+        pretty(call.arguments),
+      ),
       this.foot,
     );
     if (call.text !== undefined) this.result(call.text, call.error ?? false);
@@ -88,7 +94,8 @@ export class ToolCard {
 
 /** @param {ToolCall} call */
 function toolName(call) {
-  if (!call.server && has(`tool.builtin.${call.name}`)) return [h("span", { t: `tool.builtin.${call.name}` })];
+  if (!call.server && has(`tool.builtin.${call.name}`))
+    return [h("span", { t: `tool.builtin.${call.name}` })];
   return [call.name];
 }
 

@@ -22,7 +22,10 @@ export const exportAll = () => download("/api/export");
 
 /** Choose a file and import it; its name says which format it has. */
 export function pickImport() {
-  const input = h("input", { type: "file", accept: ".json,.md,.markdown,application/json,text/markdown" });
+  const input = h("input", {
+    type: "file",
+    accept: ".json,.md,.markdown,application/json,text/markdown",
+  });
   input.addEventListener("change", async () => {
     const file = input.files?.[0];
     if (!file) return;

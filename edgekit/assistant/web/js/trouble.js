@@ -66,7 +66,9 @@ function recovery() {
   if (!report) return null;
   return banner(
     "info",
-    h("span", { t: ["trouble.recovered", { saved: report.saved, lost: report.lost, backup: report.backup }] }),
+    h("span", {
+      t: ["trouble.recovered", { saved: report.saved, lost: report.lost, backup: report.backup }],
+    }),
     [button("trouble.understood", () => attempt(() => post("/api/recovery/dismiss")))],
   );
 }

@@ -182,7 +182,8 @@ export class Turn {
   #finish() {
     this.#announcer.finish(this.answer.blocks.textContent ?? "");
     this.answer.settle();
-    if (this.final) announce(t(this.final.state === "stopped" ? "message.stopped" : "message.finished"));
+    if (this.final)
+      announce(t(this.final.state === "stopped" ? "message.stopped" : "message.finished"));
     else if (this.error) this.answer.failed(this.error.code, this.error.message);
   }
 }

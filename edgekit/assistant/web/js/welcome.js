@@ -28,7 +28,9 @@ export function welcomeView() {
       h(
         "ul",
         { class: "promises" },
-        ...["local", "documents", "cloud"].map((key) => h("li", {}, icon("check"), h("span", { t: `welcome.promise.${key}` }))),
+        ...["local", "documents", "cloud"].map((key) =>
+          h("li", {}, icon("check"), h("span", { t: `welcome.promise.${key}` })),
+        ),
       ),
     ),
   );
@@ -50,7 +52,9 @@ function demoWay() {
   const { demo } = store.app;
   const works = demo.state === "downloading" || demo.state === "building";
   return way("bolt", "welcome.demo", [
-    demo.state === "failed" ? h("p", { class: "note error" }, icon("warning"), h("span", {}, demo.error ?? demo.detail)) : null,
+    demo.state === "failed"
+      ? h("p", { class: "note error" }, icon("warning"), h("span", {}, demo.error ?? demo.detail))
+      : null,
     works ? progress() : null,
     works || !demo.available
       ? null

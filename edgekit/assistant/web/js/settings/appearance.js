@@ -8,7 +8,16 @@ const LANGUAGES = /** @type {const} */ ({ en: "English", "zh-CN": "简体中文"
 
 /** Build the section. */
 export function appearanceSection() {
-  return h("div", {}, block("settings.appearance", null, select("language", ["auto", "en", "zh-CN"]), select("theme", ["auto", "light", "dark"])));
+  return h(
+    "div",
+    {},
+    block(
+      "settings.appearance",
+      null,
+      select("language", ["auto", "en", "zh-CN"]),
+      select("theme", ["auto", "light", "dark"]),
+    ),
+  );
 }
 
 /** Two buttons, each in its own language: for a person who cannot read the other. */

@@ -16,16 +16,34 @@ import { block, labelled } from "./form.js";
 /** Build the section of assistants. */
 export function assistantsSection() {
   const list = h("ul", { class: "cards" });
-  const element = block("assistants.title", "assistants.text", list, button("assistants.new", () => editAssistant(null)));
-  watch(["assistants"], () => fill(list, ...store.assistants.map((a) => h("li", {}, assistantCard(a)))), element);
+  const element = block(
+    "assistants.title",
+    "assistants.text",
+    list,
+    button("assistants.new", () => editAssistant(null)),
+  );
+  watch(
+    ["assistants"],
+    () => fill(list, ...store.assistants.map((a) => h("li", {}, assistantCard(a)))),
+    element,
+  );
   return element;
 }
 
 /** Build the section of prompts. */
 export function promptsSection() {
   const list = h("ul", { class: "cards" });
-  const element = block("prompts.title", "prompts.text", list, button("prompts.new", () => editPrompt(null)));
-  watch(["prompts"], () => fill(list, ...store.prompts.map((p) => h("li", {}, promptCard(p)))), element);
+  const element = block(
+    "prompts.title",
+    "prompts.text",
+    list,
+    button("prompts.new", () => editPrompt(null)),
+  );
+  watch(
+    ["prompts"],
+    () => fill(list, ...store.prompts.map((p) => h("li", {}, promptCard(p)))),
+    element,
+  );
   return element;
 }
 
@@ -37,24 +55,39 @@ function assistantCard(assistant) {
   return h(
     "article",
     { class: "card" },
-    h("div", { class: "card-head" }, assistantLetter(assistant), h("h3", {}, assistantName(assistant))),
+    h(
+      "div",
+      { class: "card-head" },
+      assistantLetter(assistant),
+      h("h3", {}, assistantName(assistant)),
+    ),
     text,
     assistant.builtin
       ? null
-      : editRow(() => editAssistant(assistant), "assistants", assistant.id, assistant.name, refreshAssistants),
+      : editRow(
+          () => editAssistant(assistant),
+          "assistants",
+          assistant.id,
+          assistant.name,
+          refreshAssistants,
+        ),
   );
 }
 
 /** @param {Prompt} prompt */
 function promptCard(prompt) {
   const { words, label } = { words: undefined, label: undefined, ...promptTitle(prompt) };
-  const text = prompt.text_key ? h("p", { class: "clamped", t: `prompt.${prompt.text_key}.text` }) : h("p", { class: "clamped" }, promptText(prompt));
+  const text = prompt.text_key
+    ? h("p", { class: "clamped", t: `prompt.${prompt.text_key}.text` })
+    : h("p", { class: "clamped" }, promptText(prompt));
   return h(
     "article",
     { class: "card" },
     words ? h("h3", { t: words }) : h("h3", {}, label ?? ""),
     text,
-    prompt.builtin ? null : editRow(() => editPrompt(prompt), "prompts", prompt.id, prompt.title, refreshPrompts),
+    prompt.builtin
+      ? null
+      : editRow(() => editPrompt(prompt), "prompts", prompt.id, prompt.title, refreshPrompts),
   );
 }
 
@@ -67,17 +100,34 @@ function promptCard(prompt) {
  */
 function editRow(edit, kind, id, name, refresh) {
   const remove = async () => {
-    const sure = await confirmDialog("dialog.delete", ["dialog.delete_text", { name }], "dialog.delete", { danger: true });
+    const sure = await confirmDialog(
+      "dialog.delete",
+      ["dialog.delete_text", { name }],
+      "dialog.delete",
+      { danger: true },
+    );
     if (!sure) return;
     await attempt(() => call("DELETE", `/api/${kind}/${id}`));
     await refresh();
   };
-  return h("div", { class: "button-row" }, button("dialog.edit", edit, "quiet"), button("dialog.delete", remove, "quiet"));
+  return h(
+    "div",
+    { class: "button-row" },
+    button("dialog.edit", edit, "quiet"),
+    button("dialog.delete", remove, "quiet"),
+  );
 }
 
 /** @param {Assistant|null} assistant */
 async function editAssistant(assistant) {
-  const name = h("input", { class: "field", type: "text", maxlength: 60, required: true, value: assistant?.name ?? "", autofocus: true });
+  const name = h("input", {
+    class: "field",
+    type: "text",
+    maxlength: 60,
+    required: true,
+    value: assistant?.name ?? "",
+    autofocus: true,
+  });
   const prompt = h("textarea", { class: "field", rows: 8 });
   prompt.value = assistant?.system_prompt ?? "";
   const saved = await editDialog(assistant ? "dialog.edit" : "assistants.new", [
@@ -85,20 +135,40 @@ async function editAssistant(assistant) {
     labelled("assistants.prompt", prompt, "assistants.prompt_hint"),
   ]);
   if (!saved) return;
-  const data = { name: name.value.trim(), icon: name.value.trim().slice(0, 1), system_prompt: prompt.value };
-  await attempt(() => (assistant ? call("PUT", `/api/assistants/${assistant.id}`, data) : post("/api/assistants", data)));
+  const data = {
+    name: name.value.trim(),
+    icon: name.value.trim().slice(0, 1),
+    system_prompt: prompt.value,
+  };
+  await attempt(() =>
+    assistant
+      ? call("PUT", `/api/assistants/${assistant.id}`, data)
+      : post("/api/assistants", data),
+  );
   await refreshAssistants();
 }
 
 /** @param {Prompt|null} prompt */
 async function editPrompt(prompt) {
-  const title = h("input", { class: "field", type: "text", maxlength: 80, required: true, value: prompt?.title ?? "", autofocus: true });
+  const title = h("input", {
+    class: "field",
+    type: "text",
+    maxlength: 80,
+    required: true,
+    value: prompt?.title ?? "",
+    autofocus: true,
+  });
   const text = h("textarea", { class: "field", rows: 8, required: true });
   text.value = prompt?.text ?? "";
-  const saved = await editDialog(prompt ? "dialog.edit" : "prompts.new", [labelled("prompts.name", title), labelled("prompts.words", text)]);
+  const saved = await editDialog(prompt ? "dialog.edit" : "prompts.new", [
+    labelled("prompts.name", title),
+    labelled("prompts.words", text),
+  ]);
   if (!saved) return;
   const data = { title: title.value.trim(), text: text.value };
-  await attempt(() => (prompt ? call("PUT", `/api/prompts/${prompt.id}`, data) : post("/api/prompts", data)));
+  await attempt(() =>
+    prompt ? call("PUT", `/api/prompts/${prompt.id}`, data) : post("/api/prompts", data),
+  );
   await refreshPrompts();
 }
 
@@ -119,7 +189,10 @@ export function editDialog(title, fields) {
         },
       },
       h("div", { class: "dialog-body" }, ...fields),
-      actions(button("dialog.cancel", () => close(null)), h("button", { type: "submit", class: "button primary", t: "dialog.save" })),
+      actions(
+        button("dialog.cancel", () => close(null)),
+        h("button", { type: "submit", class: "button primary", t: "dialog.save" }),
+      ),
     ),
   ]);
 }

@@ -40,7 +40,13 @@ export function policyNotice(words) {
     "p",
     { class: "note" },
     icon("lock"),
-    h("span", {}, h("span", { t: words }), " ", h("span", { class: "hint", t: ["policy.source", { file: store.app.policy.source }] })),
+    h(
+      "span",
+      {},
+      h("span", { t: words }),
+      " ",
+      h("span", { class: "hint", t: ["policy.source", { file: store.app.policy.source }] }),
+    ),
   );
 }
 
@@ -49,13 +55,34 @@ export function policyNotice(words) {
  * @param {() => void} refresh
  */
 function configuration(cloud, refresh) {
-  const name = h("input", { class: "field", type: "text", required: true, value: cloud.name ?? "" });
-  const url = h("input", { class: "field", type: "url", required: true, value: cloud.base_url ?? "", placeholder: "https://" });
-  const model = h("input", { class: "field", type: "text", required: true, value: cloud.model ?? "" });
+  const name = h("input", {
+    class: "field",
+    type: "text",
+    required: true,
+    value: cloud.name ?? "",
+  });
+  const url = h("input", {
+    class: "field",
+    type: "url",
+    required: true,
+    value: cloud.base_url ?? "",
+    placeholder: "https://",
+  });
+  const model = h("input", {
+    class: "field",
+    type: "text",
+    required: true,
+    value: cloud.model ?? "",
+  });
   const key = h("input", { class: "field", type: "password", autocomplete: "off" });
   const send = async (/** @type {Event} */ event) => {
     event.preventDefault();
-    const data = { name: name.value, base_url: url.value, model: model.value, ...(key.value ? { key: key.value } : {}) };
+    const data = {
+      name: name.value,
+      base_url: url.value,
+      model: model.value,
+      ...(key.value ? { key: key.value } : {}),
+    };
     const done = await attempt(async () => {
       await call("PUT", "/api/cloud", data);
       return true;
@@ -70,7 +97,14 @@ function configuration(cloud, refresh) {
   return h(
     "form",
     { class: "settings-form", onsubmit: send, tLabel: "cloud.title" },
-    h("p", { class: "state-line" }, h("span", { class: `pill ${cloud.configured ? "on" : ""}`, t: cloud.configured ? "cloud.on" : "cloud.off" })),
+    h(
+      "p",
+      { class: "state-line" },
+      h("span", {
+        class: `pill ${cloud.configured ? "on" : ""}`,
+        t: cloud.configured ? "cloud.on" : "cloud.off",
+      }),
+    ),
     labelled("cloud.name", name, "cloud.name_hint"),
     labelled("cloud.url", url, "cloud.url_hint"),
     labelled("cloud.model", model),
@@ -96,7 +130,17 @@ function logBlock(entries) {
           h(
             "table",
             { class: "grid" },
-            h("thead", {}, h("tr", {}, ...["time", "to", "size", "hash"].map((c) => h("th", { scope: "col", t: `cloud.column.${c}` })))),
+            h(
+              "thead",
+              {},
+              h(
+                "tr",
+                {},
+                ...["time", "to", "size", "hash"].map((c) =>
+                  h("th", { scope: "col", t: `cloud.column.${c}` }),
+                ),
+              ),
+            ),
             h("tbody", {}, ...entries.map(logRow)),
           ),
         )

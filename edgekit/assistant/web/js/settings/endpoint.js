@@ -12,7 +12,12 @@ export function endpointSection() {
     return h("div", {}, block("endpoint.title", "endpoint.text", policyNotice("policy.endpoint")));
   }
   const how = h("div");
-  const element = h("div", {}, block("endpoint.title", "endpoint.text", toggle("endpoint_enabled")), how);
+  const element = h(
+    "div",
+    {},
+    block("endpoint.title", "endpoint.text", toggle("endpoint_enabled")),
+    how,
+  );
   watch(["app"], () => fill(how, usage()), element);
   return element;
 }
@@ -57,9 +62,14 @@ function usage() {
  */
 function snippet(name, text) {
   return h(
-    "div",
+    "figure",
     { class: "code" },
-    h("div", { class: "code-head" }, h("span", { class: "code-language" }, name), button("message.copy", () => copyText(text), "quiet")),
+    h(
+      "figcaption",
+      {},
+      h("span", {}, name),
+      button("message.copy", () => copyText(text), "quiet"),
+    ),
     h("pre", { tabindex: 0 }, text),
   );
 }

@@ -27,7 +27,13 @@ export async function save(change) {
  * @param {...import("../dom.js").Child} children
  */
 export function block(title, text, ...children) {
-  return h("section", { class: "settings-block" }, h("h2", { t: title }), text && h("p", { class: "lead", t: text }), ...children);
+  return h(
+    "section",
+    { class: "settings-block" },
+    h("h2", { t: title }),
+    text && h("p", { class: "lead", t: text }),
+    ...children,
+  );
 }
 
 /**
@@ -42,7 +48,12 @@ export function row(key, control) {
   return h(
     "div",
     { class: "setting" },
-    h("div", { class: "setting-words" }, h("label", { for: id, t: `setting.${key}` }), h("p", { class: "hint", id: `${id}-hint`, t: `setting.${key}_hint` })),
+    h(
+      "div",
+      { class: "setting-words" },
+      h("label", { for: id, t: `setting.${key}` }),
+      h("p", { class: "hint", id: `${id}-hint`, t: `setting.${key}_hint` }),
+    ),
     h("div", { class: "setting-control" }, control),
   );
 }
@@ -105,5 +116,11 @@ export function toggle(key) {
  * @param {Words} [hint]
  */
 export function labelled(label, control, hint) {
-  return h("label", { class: "labelled" }, h("span", { t: label }), control, hint && h("span", { class: "hint", t: hint }));
+  return h(
+    "label",
+    { class: "labelled" },
+    h("span", { t: label }),
+    control,
+    hint && h("span", { class: "hint", t: hint }),
+  );
 }

@@ -18,7 +18,13 @@ export function modelSection() {
   const packs = h("div");
   const refresh = async () => {
     const known = /** @type {KnownPack[]|null} */ (await attempt(() => get("/api/packs")));
-    if (known) fill(packs, known.length ? h("ul", { class: "cards" }, ...known.map((p) => h("li", {}, card(p, refresh)))) : h("p", { class: "nothing", t: "packs.none" }));
+    if (known)
+      fill(
+        packs,
+        known.length
+          ? h("ul", { class: "cards" }, ...known.map((p) => h("li", {}, card(p, refresh))))
+          : h("p", { class: "nothing", t: "packs.none" }),
+      );
   };
   const element = h(
     "div",
@@ -35,7 +41,17 @@ export function modelSection() {
         }),
       ),
     ),
-    block("device.settings_title", "device.settings_text", deviceRow(), numberField("system_memory_limit_gb", { min: 0, max: 4096, step: 0.5 }), h("p", {}, h("button", { type: "button", class: "link", t: "device.why", onclick: showReasons }))),
+    block(
+      "device.settings_title",
+      "device.settings_text",
+      deviceRow(),
+      numberField("system_memory_limit_gb", { min: 0, max: 4096, step: 0.5 }),
+      h(
+        "p",
+        {},
+        h("button", { type: "button", class: "link", t: "device.why", onclick: showReasons }),
+      ),
+    ),
   );
   watch(["app"], refresh, element);
   return element;
@@ -52,14 +68,23 @@ function card(pack, refresh) {
     h(
       "div",
       { class: "card-head" },
-      h("div", { class: "card-words" }, h("h3", {}, `${pack.name} ${pack.version}`), h("p", { class: "path" }, pack.path)),
-      pack.current ? h("span", { class: "pill ready", t: `packs.state.${store.app.engine.state}` }) : null,
+      h(
+        "div",
+        { class: "card-words" },
+        h("h3", {}, `${pack.name} ${pack.version}`),
+        h("p", { class: "path" }, pack.path),
+      ),
+      pack.current
+        ? h("span", { class: "pill ready", t: `packs.state.${store.app.engine.state}` })
+        : null,
     ),
     h(
       "p",
       { class: "hint" },
       h("span", { t: ["device.parameters", { amount: () => compact(pack.parameters) }] }),
-      pack.bytes ? [" · ", h("span", { t: ["packs.size", { size: () => size(pack.bytes) }] })] : null,
+      pack.bytes
+        ? [" · ", h("span", { t: ["packs.size", { size: () => size(pack.bytes) }] })]
+        : null,
       ` · ${pack.license}`,
     ),
     pack.problem ? h("p", { class: "note error" }, pack.problem) : null,
@@ -68,7 +93,11 @@ function card(pack, refresh) {
       : h(
           "div",
           { class: "button-row" },
-          button("packs.use", () => attempt(() => post("/api/engine", { pack: pack.path })), "quiet"),
+          button(
+            "packs.use",
+            () => attempt(() => post("/api/engine", { pack: pack.path })),
+            "quiet",
+          ),
           button("packs.forget", () => forget(pack, refresh), "quiet"),
         ),
   );
@@ -79,7 +108,11 @@ function card(pack, refresh) {
  * @param {() => void} refresh
  */
 async function forget(pack, refresh) {
-  const sure = await confirmDialog("packs.forget", ["packs.forget_text", { name: pack.name }], "packs.forget");
+  const sure = await confirmDialog(
+    "packs.forget",
+    ["packs.forget_text", { name: pack.name }],
+    "packs.forget",
+  );
   if (!sure) return;
   await attempt(() => call("DELETE", "/api/packs", { path: pack.path }));
   refresh();
@@ -92,12 +125,16 @@ function deviceRow() {
     onchange: () => attempt(() => post("/api/engine", { target: choice.value })),
   });
   const draw = async () => {
-    const devices = /** @type {import("../types.js").Device[]|null} */ (await attempt(() => get("/api/devices")));
+    const devices = /** @type {import("../types.js").Device[]|null} */ (
+      await attempt(() => get("/api/devices"))
+    );
     if (!devices) return;
     fill(
       choice,
       h("option", { value: "", t: "device.automatic" }),
-      ...devices.filter((d) => d.available && d.code !== "not_compiled").map((d) => h("option", { value: d.target }, targetName(d.target))),
+      ...devices
+        .filter((d) => d.available && d.code !== "not_compiled")
+        .map((d) => h("option", { value: d.target }, targetName(d.target))),
     );
     choice.value = store.app.settings.target;
   };

@@ -14,7 +14,12 @@ import { block, labelled } from "./form.js";
 
 /** Build the section. */
 export function toolsSection() {
-  const element = h("div", {}, block("tools.builtin", null, builtins()), block("mcp.title", "mcp.text"));
+  const element = h(
+    "div",
+    {},
+    block("tools.builtin", null, builtins()),
+    block("mcp.title", "mcp.text"),
+  );
   const { mcp } = store.app.policy;
   if (mcp !== "allowed") element.append(policyNotice(`policy.mcp.${mcp}`));
   if (mcp === "forbidden") return element;
@@ -22,9 +27,17 @@ export function toolsSection() {
   const refresh = async () => {
     const servers = /** @type {McpServer[]|null} */ (await attempt(() => get("/api/mcp")));
     if (!servers) return;
-    fill(list, servers.length ? h("ul", { class: "cards" }, ...servers.map((s) => h("li", {}, card(s, refresh)))) : h("p", { class: "nothing", t: "mcp.none" }));
+    fill(
+      list,
+      servers.length
+        ? h("ul", { class: "cards" }, ...servers.map((s) => h("li", {}, card(s, refresh))))
+        : h("p", { class: "nothing", t: "mcp.none" }),
+    );
   };
-  element.append(list, button("mcp.add", () => addServer(refresh)));
+  element.append(
+    list,
+    button("mcp.add", () => addServer(refresh)),
+  );
   refresh();
   return element;
 }
@@ -34,7 +47,13 @@ function builtins() {
     "ul",
     { class: "plain-list" },
     ...["calculator", "clock", "search_documents"].map((name) =>
-      h("li", {}, h("strong", { t: `tool.builtin.${name}` }), " ", h("span", { class: "hint", t: `tool.builtin.${name}_text` })),
+      h(
+        "li",
+        {},
+        h("strong", { t: `tool.builtin.${name}` }),
+        " ",
+        h("span", { class: "hint", t: `tool.builtin.${name}_text` }),
+      ),
     ),
   );
 }
@@ -43,7 +62,8 @@ function builtins() {
  * The command as it is started, its program found: one argument a line, nothing interpreted.
  * @param {McpServer} server
  */
-const commandText = (server) => (server.resolved.length ? server.resolved : server.command).join("\n");
+const commandText = (server) =>
+  (server.resolved.length ? server.resolved : server.command).join("\n");
 
 /**
  * @param {McpServer} server
@@ -53,7 +73,15 @@ function card(server, refresh) {
   return h(
     "article",
     { class: "card" },
-    h("div", { class: "card-head" }, h("h3", {}, server.name), h("span", { class: `pill ${server.running ? "ready" : ""}`, t: server.running ? "mcp.running" : "mcp.stopped" })),
+    h(
+      "div",
+      { class: "card-head" },
+      h("h3", {}, server.name),
+      h("span", {
+        class: `pill ${server.running ? "ready" : ""}`,
+        t: server.running ? "mcp.running" : "mcp.stopped",
+      }),
+    ),
     h("pre", { class: "command", tabindex: 0, tLabel: "mcp.command" }, commandText(server)),
     server.problem ? h("p", { class: "note error" }, server.problem) : null,
     alwaysRow(server, refresh),
@@ -78,7 +106,12 @@ function alwaysRow(server, refresh) {
     refresh();
   };
   const tools = () => new Intl.ListFormat(language()).format(server.always);
-  return h("p", { class: "always" }, h("span", { t: ["mcp.always", { tools }] }), button("mcp.ask_again", forget, "quiet"));
+  return h(
+    "p",
+    { class: "always" },
+    h("span", { t: ["mcp.always", { tools }] }),
+    button("mcp.ask_again", forget, "quiet"),
+  );
 }
 
 /**
@@ -88,7 +121,9 @@ function alwaysRow(server, refresh) {
  */
 async function listTools(server, refresh) {
   if (!server.confirmed && !(await confirmStart(server))) return;
-  const tools = await attempt(() => post(`/api/mcp/${encodeURIComponent(server.name)}/tools`, { confirm: true }));
+  const tools = await attempt(() =>
+    post(`/api/mcp/${encodeURIComponent(server.name)}/tools`, { confirm: true }),
+  );
   refresh();
   if (!tools) return;
   await openDialog(
@@ -98,7 +133,14 @@ async function listTools(server, refresh) {
         "div",
         { class: "dialog-body" },
         tools.length
-          ? h("dl", { class: "tool-list" }, ...tools.flatMap((/** @type {{name: string, description: string}} */ tool) => [h("dt", {}, tool.name), h("dd", {}, tool.description ?? "")]))
+          ? h(
+              "dl",
+              { class: "tool-list" },
+              ...tools.flatMap((/** @type {{name: string, description: string}} */ tool) => [
+                h("dt", {}, tool.name),
+                h("dd", {}, tool.description ?? ""),
+              ]),
+            )
           : h("p", { t: "mcp.no_tools" }),
       ),
       actions(button("dialog.close", () => close(null))),
@@ -116,8 +158,19 @@ function confirmStart(server) {
 
 /** @param {() => void} refresh */
 async function addServer(refresh) {
-  const name = h("input", { class: "field", type: "text", required: true, pattern: "[A-Za-z0-9_\\-]{1,40}", autofocus: true });
-  const command = h("textarea", { class: "field verbatim", rows: 4, required: true, spellcheck: "false" });
+  const name = h("input", {
+    class: "field",
+    type: "text",
+    required: true,
+    pattern: "[A-Za-z0-9_\\-]{1,40}",
+    autofocus: true,
+  });
+  const command = h("textarea", {
+    class: "field verbatim",
+    rows: 4,
+    required: true,
+    spellcheck: "false",
+  });
   const env = h("textarea", { class: "field verbatim", rows: 2, spellcheck: "false" });
   const saved = await editDialog("mcp.add", [
     labelled("mcp.name", name),
@@ -128,7 +181,9 @@ async function addServer(refresh) {
   const server = {
     name: name.value.trim(),
     command: lines(command.value),
-    env: Object.fromEntries(lines(env.value).map((line) => [line.split("=", 1)[0], line.slice(line.indexOf("=") + 1)])),
+    env: Object.fromEntries(
+      lines(env.value).map((line) => [line.split("=", 1)[0], line.slice(line.indexOf("=") + 1)]),
+    ),
   };
   await attempt(() => post("/api/mcp", server));
   refresh();
@@ -139,11 +194,20 @@ async function addServer(refresh) {
  * @param {() => void} refresh
  */
 async function remove(server, refresh) {
-  const sure = await confirmDialog("mcp.remove", ["mcp.remove_text", { name: server.name }], "mcp.remove", { danger: true });
+  const sure = await confirmDialog(
+    "mcp.remove",
+    ["mcp.remove_text", { name: server.name }],
+    "mcp.remove",
+    { danger: true },
+  );
   if (!sure) return;
   await attempt(() => call("DELETE", `/api/mcp/${encodeURIComponent(server.name)}`));
   refresh();
 }
 
 /** @param {string} text */
-const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+const lines = (text) =>
+  text
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
