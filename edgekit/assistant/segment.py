@@ -6,8 +6,9 @@ string of two or more characters is then found exactly, as a phrase of its pairs
 character is found as the beginning of a pair, since each one begins a pair or ends its run. The
 last character also keeps two runs apart: 中国，国人 does not contain 中国人.
 
-Other scripts are indexed by words. Both sides are folded alike: compatibility forms (NFKC), case,
-and the accents of Latin, Greek and Cyrillic. A query is data: whatever it contains, only its words
+Other scripts are indexed by words. Both sides are folded alike: compatibility forms (NFKC),
+radicals in place of ideographs (``documents.clean``), case, and the accents of Latin, Greek and
+Cyrillic. A query is data: whatever it contains, only its words
 reach FTS5, each in quotes.
 
 All splitting happens here, with Python's Unicode tables; FTS5's ``ascii`` tokenizer only parts at
@@ -23,8 +24,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from edgekit.assistant.documents.clean import repair_ideographs
+
 TOKENIZER = "ascii"
-VERSION = f"1-{unicodedata.unidata_version}"
+VERSION = f"2-{unicodedata.unidata_version}"
 LONGEST_QUERY = 1000  # characters; the rest is ignored
 MOST_PHRASES = 32
 
@@ -45,10 +48,11 @@ _CLUSTER = re.compile(
 
 
 def fold(text: str) -> str:
-    """``text`` without the differences that a search overlooks: width, case, accents."""
+    """``text`` without the differences that a search overlooks: width, case, accents, radicals."""
     if text.isascii():
         return text.lower()
-    decomposed = unicodedata.normalize("NFKD", _PILE.sub(_without_marks, text))
+    repaired = repair_ideographs(_PILE.sub(_without_marks, text))
+    decomposed = unicodedata.normalize("NFKD", repaired)
     return unicodedata.normalize("NFKC", _ACCENTS.sub("", decomposed.casefold()))
 
 
