@@ -99,7 +99,8 @@ class LocalAnswer:
         """Another device first, where one was asked for."""
         target, engine = self._wish.target, self._assistant.engine
         status = await engine.settled()
-        if not target or target in (status.target, f"{status.runtime}-{status.device.lower()}"):
+        here = (status.target, f"{status.runtime}-{status.device.lower()}")
+        if not target or (status.state == "ready" and target in here):
             return
         if status.pack is None:
             return  # the lease says what is missing

@@ -28,6 +28,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,30 @@ class Running:
                 answer.read()
                 raise AssertionError(answer.text)
             return list(events(answer))
+
+    def begin(
+        self, conversation: str, text: str, **body: Any
+    ) -> tuple[Any, list[tuple[str, Any]], threading.Thread]:
+        """Ask in a thread; returns the first event, the list that grows, and the thread."""
+        found: list[tuple[str, Any]] = []
+        path = f"/api/conversations/{conversation}/turns"
+
+        def work() -> None:
+            with (
+                contextlib.closing(self.session()) as http,
+                http.stream("POST", path, json={"text": text, **body}) as answer,
+            ):
+                for event in events(answer):
+                    found.append(event)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        wait(lambda: found)
+        return found[0][1], found, thread
+
+    def messages(self, conversation: str) -> list[dict[str, Any]]:
+        """Every message of a conversation."""
+        return list(self.http.get(f"/api/conversations/{conversation}").json()["messages"])
 
 
 @contextlib.contextmanager
@@ -208,6 +233,11 @@ def events(answer: httpx.Response) -> Iterator[tuple[str, Any]]:
             name = line[7:]
         elif line.startswith("data: "):
             yield name, json.loads(line[6:])
+
+
+def named(found: list[tuple[str, Any]], name: str) -> list[Any]:
+    """The data of the events with this name."""
+    return [data for event, data in found if event == name]
 
 
 def wait(condition: Callable[[], Any], seconds: float = DEADLINE) -> Any:
