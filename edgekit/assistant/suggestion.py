@@ -14,6 +14,21 @@ The signals, in the order in which one is named:
     The answer reached its longest length.
 ``low_confidence``
     The mean log-probability of the answer's tokens, under the raw softmax, is low.
+
+Confidence is a weak signal, and its threshold is set for few false alarms. Measured with the
+default sampling (temperature 0.7, repetition penalty 1.1), 64 tokens, two seeds, on 16 questions
+of common knowledge and 16 that ask for proofs, obscure facts, made-up words or Chinese from an
+English model; shares of answers below the threshold:
+
+==========================  =====  =============  =============  =============
+model                       AUC    -2.0           -2.2           -2.4
+==========================  =====  =============  =============  =============
+dense, 135 M, instruct      0.69   22 % / 47 %    12 % / 38 %    6 % / 22 %
+sparse, 274 M (128 active)  0.63    9 % / 22 %     3 % / 16 %    0 % / 9 %
+==========================  =====  =============  =============  =============
+
+(easy / hard). Lower temperatures raise the mean of both, by 0.8 at temperature 0 without a
+penalty, and the signal then falls silent rather than wrong. A fluent wrong answer is not noticed.
 """
 
 from __future__ import annotations
@@ -44,7 +59,7 @@ class Thresholds:
     longest_period: int = 200
 
 
-THRESHOLDS = Thresholds(mean_logprob=-2.0)
+THRESHOLDS = Thresholds(mean_logprob=-2.4)
 
 
 def hard_for_small_model(
