@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import datetime
 import hashlib
-import json
 import re
 import secrets
 import ssl
@@ -26,7 +25,6 @@ import urllib.request
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import certifi
 import httpx
@@ -39,9 +37,17 @@ from edgekit.assistant.cloud_config import (
     write_config,
 )
 from edgekit.assistant.cloud_log import CloudLog, LogEntry
+from edgekit.assistant.cloud_request import (
+    CloudMessage,
+    Part,
+    Preview,
+    cloud_request,
+    request_body,
+    shown_headers,
+)
 from edgekit.assistant.key_store import KeyStore
 from edgekit.assistant.policy import Policy
-from edgekit.assistant.redaction import Redaction, Redactor, Restorer
+from edgekit.assistant.redaction import Redactor, Restorer
 from edgekit.assistant.set_aside import set_aside
 from edgekit.errors import BadInputError, EdgekitError, MissingRuntimeError
 
@@ -50,70 +56,6 @@ MOST_PREVIEWS = 8  # kept at once; the oldest is forgotten
 LARGEST_BODY = 4 << 20  # bytes
 _KEY = re.compile(r"[\x21-\x7e]{1,4096}")
 _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class CloudMessage:
-    """A message that may be sent.
-
-    ``part`` says for the preview what it is: "instructions", "you", "answer" or
-    "passage from FILE".
-    """
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-    part: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one message of a preview is; ``text`` is what leaves."""
-
-    part: str
-    role: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Exactly what would leave this machine.
-
-    Attributes:
-        id: names it for :meth:`Cloud.send`.
-        config: the configuration it is bound to.
-        headers: every header of the request, the key shown as dots.
-        body: the bytes of the body.
-        sha256: of the body, hex.
-        found: what of a sensitive kind is in the messages, counted, replaced or not.
-        redacted: whether it was replaced by placeholders.
-        parts: what each message is.
-        expires: UTC, ISO 8601.
-    """
-
-    id: str
-    config: CloudConfig
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
-    sha256: str
-    found: tuple[Redaction, ...]
-    redacted: bool
-    parts: tuple[Part, ...]
-    expires: str
-
-    @property
-    def url(self) -> str:
-        """Where it would go."""
-        return self.config.url
-
-    @property
-    def size(self) -> int:
-        """Bytes of the body."""
-        return len(self.body)
-
-    @property
-    def redactions(self) -> tuple[Redaction, ...]:
-        """What was replaced, counted."""
-        return self.found if self.redacted else ()
 
 
 @dataclass(frozen=True)
@@ -221,14 +163,14 @@ class Cloud:
         redactor = Redactor(texts)
         redacted = [redactor.redact(text) for text in texts]
         leaving = redacted if redact else texts
-        body = _body(config, messages, leaving)
+        body = request_body(config, messages, leaving)
         if len(body) > LARGEST_BODY:
             raise BadInputError(f"at most {LARGEST_BODY} bytes are sent at once; send less")
         now = datetime.datetime.now(datetime.UTC)
         preview = Preview(
             id=secrets.token_hex(16),
             config=config,
-            headers=_shown_headers(_request(config, body, self._keys.get(config.origin))),
+            headers=shown_headers(cloud_request(config, body, self._keys.get(config.origin))),
             body=body,
             sha256=hashlib.sha256(body).hexdigest(),
             found=redactor.counts(),
@@ -296,7 +238,7 @@ class Cloud:
     async def _answer(self, preview: Preview) -> AsyncGenerator[str, None]:
         config, limits = preview.config, self._limits
         key = self._keys.get(config.origin)
-        request = _request(config, preview.body, key)
+        request = cloud_request(config, preview.body, key)
         try:
             async with httpx.AsyncClient(
                 follow_redirects=False,
@@ -331,38 +273,6 @@ class Cloud:
             )
         _refuse(self._policy.refuses_cloud(config.host))
         return config
-
-
-def _body(config: CloudConfig, messages: Sequence[CloudMessage], texts: Sequence[str]) -> bytes:
-    value = {
-        "model": config.model,
-        "messages": [
-            {"role": message.role, "content": text}
-            for message, text in zip(messages, texts, strict=True)
-        ],
-        "stream": True,
-    }
-    return json.dumps(value, ensure_ascii=False, indent=1).encode()
-
-
-def _request(config: CloudConfig, body: bytes, key: str) -> httpx.Request:
-    """The whole request; nothing is added to it afterwards."""
-    headers = {
-        "User-Agent": "edgekit",
-        "Accept": "text/event-stream, application/json",
-        "Accept-Encoding": "identity",  # nothing to unpack that could grow
-        "Content-Type": "application/json",
-    }
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    return httpx.Request("POST", config.url, headers=headers, content=body)
-
-
-def _shown_headers(request: httpx.Request) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (name, "Bearer ••••" if name == "authorization" else value)
-        for name, value in request.headers.items()
-    )
 
 
 def _log_entry(preview: Preview) -> LogEntry:

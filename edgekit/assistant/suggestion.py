@@ -27,7 +27,7 @@ dense, 135 M, instruct      0.69   22 % / 47 %    12 % / 38 %    6 % / 22 %
 sparse, 274 M (128 active)  0.63    9 % / 22 %     3 % / 16 %    0 % / 9 %
 ==========================  =====  =============  =============  =============
 
-(easy / hard). Lower temperatures raise the mean of both, by 0.8 at temperature 0 without a
+(easy / hard). Lower temperatures raise the mean of both, by about 1 at temperature 0 without a
 penalty, and the signal then falls silent rather than wrong. A fluent wrong answer is not noticed.
 """
 
