@@ -94,17 +94,17 @@ def _normed(x: Float, weight: Float, bias: Float, eps: float) -> Float:
 def activated(x: Float, kind: str) -> Float:
     """gelu, gelu_tanh or relu."""
     if kind == "relu":
-        return np.maximum(x, 0)
+        return np.maximum(x, np.float32(0))
     if kind == "gelu_tanh":
-        return x / 2 * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + 0.044715 * x**3)))
-    return x / 2 * (1 + _erf(x / np.float32(np.sqrt(2))))
+        inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
+        return x * (np.float32(0.5) + np.float32(0.5) * np.tanh(inner))
+    return x * (np.float32(0.5) + np.float32(0.5) * _erf(x * np.float32(np.sqrt(0.5))))
 
 
 def _erf(x: Float) -> Float:
     """The error function to 1.5e-7 (Abramowitz and Stegun, 7.1.26); numpy has none."""
-    t = 1 / (1 + np.float32(0.3275911) * np.abs(x))
-    factors = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
-    series = np.zeros_like(x)
-    for factor in factors:
+    t: Float = np.reciprocal(np.float32(1) + np.float32(0.3275911) * np.abs(x))
+    series: Float = np.zeros_like(x)
+    for factor in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
         series = (series + np.float32(factor)) * t
-    return np.sign(x) * (1 - series * np.exp(-np.square(x)))
+    return np.sign(x) * (np.float32(1) - series * np.exp(-np.square(x)))
