@@ -15,9 +15,12 @@ from edgekit.runtimes.grammars import check_grammar, trigger_groups
 from edgekit.text import ChatTokenizer
 
 WHITE_SPACE = r"( |\n[ \t]{0,20})?"  # without a limit small models stay in it forever
-FORMATS = {
+FORMATS = (
     "date", "date-time", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid",
-}  # fmt: skip
+)  # fmt: skip
+_CHOICES = ("anyOf", "oneOf")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_VALUES = ("enum", "const", "default", "examples")
 _ANY_TEXT = r"/(.|\n)*/"
 
 
@@ -86,11 +89,6 @@ class Guide:
         """Go on after ``token``, which was allowed."""
         self._matcher.consume_token(token)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether nothing can follow but an end token, if that has not come yet."""
-        return bool(self._matcher.is_stopped())
-
 
 class _Vocabulary:
     """The vocabulary in the form that llguidance asks for."""
@@ -120,13 +118,16 @@ def _narrowed(schema: Any, close: bool) -> Any:
         return [_narrowed(part, close) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
-    choices = any(isinstance(schema.get(key), list) for key in ("anyOf", "oneOf"))
-    owns = isinstance(schema.get("properties"), Mapping)
-    result = {
-        key: _narrowed(value, close and not (owns and key in ("anyOf", "oneOf")))
-        for key, value in schema.items()
-        if not (key == "format" and isinstance(value, str) and value not in FORMATS)
-    }
+    choices = any(key in schema for key in _CHOICES)
+    owns = "properties" in schema
+    result: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, Mapping):
+            result[key] = {name: _narrowed(part, close) for name, part in value.items()}
+        elif key in _VALUES:
+            result[key] = value
+        elif key != "format" or value in FORMATS:
+            result[key] = _narrowed(value, close and not (owns and key in _CHOICES))
     if close and owns and not choices:
         result.setdefault("additionalProperties", False)
     return result

@@ -222,9 +222,10 @@ class JsonRules:
 
     def _object(self, schema: Schema, depth: int) -> str:
         required = schema.get("required", [])
-        properties = {**dict.fromkeys(required, True), **schema.get("properties", {})}
+        named = schema.get("properties", {})
+        properties = {**named, **{name: True for name in required if name not in named}}
         if not properties:
-            others = schema.get("additionalProperties", True)
+            others = schema.get("additionalProperties", "properties" not in schema)
             if others is False:
                 return r'"{" ws "}"'
             pair = f'string ":" ws {self._value(others, depth + 1)}'

@@ -188,6 +188,10 @@ class OpenVINOBatchEngine:
             OutOfResourcesError: it needs the second model, for which there is not enough memory.
         """
         limit = bounded_tokens(len(job.prompt), job.sampling, self.context_length)
+        if job.grammar is not None:  # the end token is how a complete answer ends
+            job = dataclasses.replace(
+                job, sampling=dataclasses.replace(job.sampling, ignore_end=False)
+            )
         grammar = self._grammar(job)
         if (job.grammar and grammar is None) or job.top_logprobs or needs_logits(job.sampling):
             return self._second_model().start(job)

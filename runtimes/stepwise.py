@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.errors import BadInputError
 from edgekit.runtimes.answers import bounded_tokens
 from edgekit.runtimes.batching import Job, Produced
 from edgekit.runtimes.engine import Sampling
@@ -56,7 +57,8 @@ class StepwiseRun:
 
     def __init__(self, job: Job, limit: int, ends: frozenset[int], guide: Guide | None) -> None:
         self._job, self._limit = job, limit
-        self._ends = frozenset[int]() if job.sampling.ignore_end else ends
+        # under a grammar an end token is all that can follow when the answer is complete
+        self._ends = ends if guide or not job.sampling.ignore_end else frozenset[int]()
         self._guide = guide
         self._sampler = Sampler(job.sampling, job.prompt, job.top_logprobs)
         self.most_tokens = len(job.prompt) + limit
@@ -89,14 +91,17 @@ class StepwiseRun:
             self._take(logits)
 
     def _take(self, logits: NDArray[np.float32]) -> None:
-        allowed = self._guide.allowed() if self._guide else None
+        try:
+            allowed = self._guide.allowed() if self._guide else None
+        except BadInputError:  # its grammar outgrew llguidance's limits: the others shall go on
+            self.cancel()
+            return
         chosen = self._sampler.choose(logits, allowed)
         self._answer.append(chosen.token)
         self._unread.append(chosen)
         if self._guide:
             self._guide.accept(chosen.token)
-        ended = chosen.token in self._ends or bool(self._guide and self._guide.stopped)
-        if ended or len(self._answer) == self._limit:
+        if chosen.token in self._ends or len(self._answer) == self._limit:
             self.cancel()
 
 
