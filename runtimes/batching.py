@@ -27,7 +27,8 @@ class Tag:
 class Grammar:
     """What an answer must look like; exactly one of the two is given.
 
-    ``schema``: the whole answer is JSON of this schema (``{"type": "object"}`` for any object).
+    ``schema``: the whole answer is JSON of this schema (``{"type": "object"}`` for any object),
+    followed to the letter or refused; schemas of tags are followed in their structure.
     ``tags``: with ``required`` the answer is one or more of these tags and nothing else (just one
     when ``single``); without it the answer is free text in which a tag, once begun, is completed.
     """
@@ -54,9 +55,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Produced:
-    """One token of an answer; ``logprob`` is natural, after the temperature-free softmax.
+    """One token of an answer.
 
-    ``top`` holds (token, logprob) pairs, most probable first.
+    ``logprob`` is the natural logarithm of the model's own probability: the softmax of its logits
+    before grammar, penalties, filters and temperature. ``top`` holds (token, logprob) pairs, most
+    probable first.
     """
 
     token: int

@@ -53,7 +53,7 @@ class GrammarCompiler:
         return Guide(matcher, self._tokenizer.vocab_size)
 
     def _source(self, grammar: Grammar) -> str:
-        options = {"whitespace_pattern": WHITE_SPACE, "coerce_one_of": True}
+        options: Any = {"whitespace_pattern": WHITE_SPACE, "coerce_one_of": True}
         if grammar.schema is not None:
             schema = narrowed(grammar.schema)
             return str(

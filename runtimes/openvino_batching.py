@@ -65,7 +65,7 @@ BESIDE = 2  # answers at a time on the second model
 class BatchRun:
     """An answer in the batch, or waiting to get into it."""
 
-    cached_tokens = 0  # GenAI does not say
+    cached_tokens = 0  # GenAI shares blocks of equal prompts but does not say how many
 
     def __init__(self, job: Job, limit: int, grammar: Any) -> None:
         self.job, self.limit, self.grammar = job, limit, grammar
@@ -162,12 +162,12 @@ class OpenVINOBatchEngine:
         with tempfile.TemporaryDirectory(prefix="edgekit-", ignore_cleanup_errors=True) as name:
             private = Path(name)
             link_model(self._directory, private)
+            self._no_grammars: BadInputError | None = None
             try:
                 tokens = token_bytes(self._directory, self.tokenizer, self._vocab_size)
             except BadInputError as error:
                 tokens, self._no_grammars = [], error
             else:
-                self._no_grammars = None
                 write_detokenizer(private, tokens, min(ends, default=0))
             tokenizer = self._genai.Tokenizer(str(private))
             self._pipeline: Any = self._genai.ContinuousBatchingPipeline(
