@@ -176,7 +176,8 @@ def stop_with_parent(stop: Callable[[], None]) -> None:
 
     def watch() -> None:
         try:
-            while sys.stdin.buffer.read(4096):
+            # past the buffer, whose lock would be held when the interpreter ends, which is fatal
+            while os.read(sys.stdin.fileno(), 4096):
                 pass
         except (OSError, ValueError, AttributeError):
             pass  # no standard input: the parent is no more, or gave none

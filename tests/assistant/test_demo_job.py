@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,15 @@ def test_the_child_tells_stages_in_order_and_what_failed(
     ]  # fmt: skip
     fractions = [t["fraction"] for t in told[:4]]
     assert fractions == sorted(fractions) and fractions[1] == pytest.approx(0.65)
+
+
+def test_a_child_that_watches_its_parent_ends_cleanly_by_itself_and_with_the_parent() -> None:
+    code = "import {0}; from edgekit.local.listen import stop_with_parent; stop_with_parent({1})"
+    by_itself = [sys.executable, "-c", code.format("os", "lambda: None") + "; print('done')"]
+    with subprocess.Popen(by_itself, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.wait(30) == 0  # its input is still open
+    told = code.format("os, time", "lambda: os._exit(7)") + "; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", told], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == 7
