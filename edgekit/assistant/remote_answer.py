@@ -87,7 +87,7 @@ class Remote:
         )
         messages += quoted(found)
         messages.append(CloudMessage("user", question, "you"))
-        preview = self._assistant.cloud.preview(messages, wish.redact)
+        preview = await asyncio.to_thread(self._assistant.cloud.preview, messages, wish.redact)
         while len(self._places) >= MOST:
             del self._places[next(iter(self._places))]
         self._places[preview.id] = Place(
