@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from edgekit.assistant.history_records import NotFoundError
+from edgekit.assistant.history_store import DamagedError
 from edgekit.errors import BadInputError, EdgekitError, MissingRuntimeError, OutOfResourcesError
 
 
@@ -45,6 +46,8 @@ def refusal_of(error: Exception) -> RefusalError:
         return RefusalError(
             507, "disk_full", "the disk is full, so nothing was saved; free some space"
         )
+    if isinstance(error, DamagedError):
+        return RefusalError(500, "history_failed", str(error))
     if isinstance(error, sqlite3.Error):
         return RefusalError(
             500, "history_failed", f"the history cannot be used ({error}); start again"
