@@ -11,6 +11,7 @@ import datetime
 import json
 import re
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class ChatTokenizer:
             raise BadInputError(
                 f"{path}: not a tokenizer that `tokenizers` reads ({error}); download it again"
             ) from error
+        self._encoding = threading.Lock()  # whether special tokens count is the tokenizer's state
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._directory = directory
@@ -93,9 +95,10 @@ class ChatTokenizer:
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``; special tokens written in it count only if allowed."""
-        self._tokenizer.encode_special_tokens = not allow_special
         whole = _SURROGATE.sub("\ufffd", text)
-        return self._tokenizer.encode(whole, add_special_tokens=False).ids
+        with self._encoding:
+            self._tokenizer.encode_special_tokens = not allow_special
+            return self._tokenizer.encode(whole, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids."""

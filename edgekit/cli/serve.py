@@ -5,16 +5,16 @@ from __future__ import annotations
 import json as jsonlib
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekit.cli.common import Json, parse_bytes
 from edgekit.errors import BadInputError
-from edgekit.local.listen import Tls
 from edgekit.progress import Silent, default_progress
-from edgekit.server.serve import Options, Serving
-from edgekit.server.serve import serve as run
+
+if TYPE_CHECKING:
+    from edgekit.server.serve import Serving
 
 app = typer.Typer(add_completion=False)
 
@@ -59,6 +59,9 @@ def command(
     json: Json = False,
 ) -> None:
     """Answer programs on this machine over the APIs of OpenAI, Anthropic and Ollama."""
+    from edgekit.local.listen import Tls
+    from edgekit.server.serve import Options, serve
+
     if (tls_cert is None) != (tls_key is None):
         raise BadInputError("--tls-cert and --tls-key belong together; give both")
     options = Options(
@@ -84,7 +87,7 @@ def command(
         else:
             print(_told(serving, state_file, shown), flush=True)
 
-    run(options, ready, Silent() if json else default_progress())
+    serve(options, ready, Silent() if json else default_progress())
 
 
 def _facts(serving: Serving, state_file: Path | None, token: str) -> dict[str, object]:

@@ -253,8 +253,9 @@ class Guard:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),  # a body that was not read may follow
         ]
+        if _may_have_body(scope):
+            headers.append((b"connection", b"close"))  # what was not read may follow
         if refusal.status_code == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         start = {"type": "http.response.start", "status": refusal.status_code, "headers": headers}

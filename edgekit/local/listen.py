@@ -27,6 +27,8 @@ from edgekit.errors import BadInputError
 
 BACKLOG = 128
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+KEEP_ALIVE = 60  # seconds that an idle connection is kept, longer than clients keep theirs
+CONNECTIONS = 512
 CLOSING = 3.0  # seconds for answers that were ended to reach their clients
 
 
@@ -134,6 +136,8 @@ class LocalServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 ws="none",
+                timeout_keep_alive=KEEP_ALIVE,
+                limit_concurrency=CONNECTIONS,
                 timeout_graceful_shutdown=int(grace + CLOSING) + 1,
                 ssl_certfile=str(listener.tls.certificate) if listener.tls else None,
                 ssl_keyfile=str(listener.tls.key) if listener.tls else None,

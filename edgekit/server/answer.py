@@ -1,8 +1,8 @@
 """An answer as it comes: text, thoughts and calls, then what it cost.
 
-:meth:`Answerer.open` turns a question into tokens in a thread of its own (there is one, because a
-tokenizer is not thread safe), submits it and waits until the engine took it, refused it or put it
-into the queue. What the answer consists of then comes from :meth:`Answer.parts`.
+:meth:`Answerer.open` turns a question into tokens in a thread of its own, so that a long one does
+not hold up the others, submits it and waits until the engine took it, refused it or put it into the
+queue. What the answer consists of then comes from :meth:`Answer.parts`.
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgekit.runtimes.engine import Sampling
 from edgekit.server.answer import Answer, Answerer, Arguments, Call, Logprob, Text, Thought, Whole
 from edgekit.server.chat import NO_VISION
 from edgekit.server.completions import PLAIN, gap
@@ -87,7 +88,7 @@ async def _answer(
     request: Request,
     service: Service,
     body: OllamaBody,
-    begin: Callable[[bool], Any],
+    begin: Callable[[bool], Awaitable[Answer]],
     shape: Shape,
     warnings: list[str],
 ) -> Response:
@@ -98,7 +99,7 @@ async def _answer(
         return EventStream(lines, "application/x-ndjson")
 
     async def work() -> Response:
-        answer: Answer = await begin(False)
+        answer = await begin(False)
         try:
             whole = await answer.whole()
         finally:
@@ -252,7 +253,7 @@ def _question(
     )
 
 
-def _sampling(body: OllamaBody, exact: bool) -> Any:
+def _sampling(body: OllamaBody, exact: bool) -> Sampling:
     options = body.options or Options()
     predicted = options.num_predict
     return sampling(

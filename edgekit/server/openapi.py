@@ -149,7 +149,7 @@ def _post(path: str) -> Schema:
     model, answer, summary = BODIES[path]
     content: Schema = {"application/json": {"schema": _reference(answer)}}
     if path in STREAMS:
-        content[STREAMS[path]] = {"schema": TEXT}
+        content[STREAMS[path]] = {"schema": {}}
     operation = _operation(path, summary, {200: {"description": "the answer", "content": content}})
     body = {"application/json": {"schema": _reference(model.__name__)}}
     return {**operation, "requestBody": {"required": True, "content": body}}

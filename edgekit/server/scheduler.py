@@ -290,6 +290,9 @@ class Scheduler:
                     again.append(ticket)
                     events.append((ticket, Restarted()))
             self.counts["restarted"] += len(again)
+            for run in filter(None, self._running.values()):
+                with contextlib.suppress(Exception):  # lost already; it may refuse this too
+                    run.cancel()
             self._running.clear()
             self._queue[:0] = again
             _send(events)

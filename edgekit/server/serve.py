@@ -169,7 +169,6 @@ def describe(pack: Path) -> Model:
             architecture=str(config.get("model_type", "")),
             context_length=context if isinstance(context, int) else 0,
             size=size,
-            directory=pack,
         )
     manifest = read_manifest(pack)
     require_kind(manifest, pack, "chat")
@@ -183,7 +182,6 @@ def describe(pack: Path) -> Model:
         scheme=manifest.student.scheme,
         size=sum(f.size for v in manifest.variants for f in v.files),
         digest=hashlib.sha256((pack / MANIFEST).read_bytes()).hexdigest(),
-        directory=pack,
     )
 
 

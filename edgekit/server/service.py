@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -31,7 +30,6 @@ class Model:
     scheme: str = ""
     size: int = 0  # bytes on disk
     digest: str = "0" * 64
-    directory: Path = Path()
 
 
 @dataclass

@@ -19,6 +19,7 @@ from edgekit.server.fields import Body
 from edgekit.server.limits import LIMITS
 
 UNION_TAG = re.compile(r"^(str|int|bool|dict|[A-Z]\w+)$|[\[\]()-]")  # not the name of a field
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # half of a character beyond the first 65,536
 DONE = b"data: [DONE]\n\n"
 M = TypeVar("M", bound=Body)
 T = TypeVar("T")
@@ -71,13 +72,14 @@ async def parse(request: Request, model: type[M]) -> tuple[M, list[str]]:
 
 
 def parse_json(body: bytes) -> Any:
-    """Strict JSON: UTF-8, no NaN, no bottomless nesting.
+    """Strict JSON: UTF-8, no NaN, no bottomless nesting. Half characters become U+FFFD.
 
     Raises:
         ApiError: it is something else (400).
     """
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        return _mended(value) if HALF.search(body) else value
     except UnicodeDecodeError:
         raise bad_request("the body is not UTF-8 text", code="invalid_json") from None
     except RecursionError:
@@ -133,6 +135,17 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _mended(value: Any) -> Any:
+    """A value whose texts have no half characters, which clients that cut texts send."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {_mended(name): _mended(item) for name, item in value.items()}
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

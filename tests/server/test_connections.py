@@ -68,10 +68,14 @@ def test_who_waits_hears_a_position_and_keeps_it_in_the_end(
     engine: ScriptedBatchEngine, running: Running
 ) -> None:
     engine.gate.clear()
+
+    def ask() -> str:
+        return running.client().post(CHAT, json=STREAM).text
+
     with ThreadPoolExecutor(3) as pool:
-        asked = [
-            pool.submit(lambda: running.client().post(CHAT, json=STREAM).text) for _ in range(3)
-        ]
+        asked = [pool.submit(ask)]
+        until(lambda: running.scheduler.running == 1, "the run")
+        asked += [pool.submit(ask), pool.submit(ask)]
         until(lambda: running.scheduler.waiting == 2, "the queue")
         engine.gate.set()
         texts = [one.result(DEADLINE) for one in asked]
