@@ -21,6 +21,7 @@ from visits import Visit, launch, why_no_browser
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+AS_NEW = {"language": "auto", "theme": "auto", "target": "", "send_key": "enter"}
 Open = Callable[..., Visit]
 
 
@@ -51,7 +52,7 @@ def assistant(shared: Running) -> Running:
         shared.http.delete(f"/api/folders/{folder['id']}")
     for source in shared.http.get("/api/documents").json()["sources"]:
         shared.http.delete(f"/api/documents/{source['id']}")
-    shared.http.put("/api/settings", json={"language": "auto", "theme": "auto", "target": ""})
+    shared.http.put("/api/settings", json=AS_NEW)
     shared.http.delete("/api/cloud")
     shared.script()
     shared.wait_ready()

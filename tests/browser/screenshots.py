@@ -38,7 +38,8 @@ MANUAL = {
     ),
     "Noise.pdf": (
         "<h1>Noise of the outdoor unit</h1><p>In night mode the fan turns slower and the unit "
-        "stays below 35 dB at three metres. Night mode begins at 22:00 unless you change it.</p>"
+        "stays below 35 dB at three metres. Night mode begins at 22:00 unless you change it. "
+        "Installed by Lin, lin@example.com.</p>"
     ),
     "热泵安装手册.pdf": (
         "<h1>室外机</h1><p>施工前请通读本章。</p><h1 style='break-before: page'>安装间距</h1>"
@@ -80,7 +81,6 @@ EARLIER = (
     "Names for a cat",
 )
 ENGLISH = "How far is the outdoor unit from the wall, and how much noise at night?"
-FOR_CLOUD = f"A letter to lin@example.com, please: {ENGLISH[0].lower()}{ENGLISH[1:]}"
 CHINESE = "室外机离墙的间距是多少？夜间模式噪声大吗？"
 
 
@@ -141,9 +141,7 @@ def english(visit: Visit, shot: Callable[[str], None]) -> None:
     visit.page.get_by_role("dialog").wait_for()
     shot("devices")
     visit.page.keyboard.press("Escape")
-    visit.composer.fill(
-        "Write to lin@example.com: is a hedge in front of the outdoor unit a problem?"
-    )
+    visit.composer.fill(ENGLISH)
     visit.page.get_by_role("button", name="Ask the cloud teacher").click()
     visit.page.locator(".exact pre").wait_for()
     shot("cloud")
@@ -172,7 +170,6 @@ def narrow(visit: Visit, shot: Callable[[str], None]) -> None:
 def documents(visit: Visit, shot: Callable[[str], None]) -> None:
     visit.go("documents")
     path = visit.page.locator(".card .path")
-    path.wait_for()
     path.evaluate("e => { e.textContent = '/home/lin/Documents/Heat pump'; }")  # not this machine's
     shot("documents")
 

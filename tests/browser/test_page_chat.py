@@ -105,6 +105,22 @@ def test_an_answer_is_made_again_and_on_another_device(assistant: Running, visit
     assert third.get_by_role("group", name="Versions").inner_text().strip() == "3/3"
 
 
+def test_the_device_is_named_explained_and_changed_with_a_click_each(
+    assistant: Running, visit: Open
+) -> None:
+    assistant.script({"text": "Fast."})
+    here = visit(assistant)
+    here.finished(here.ask("go"))
+    line = here.page.locator(".device-line")
+    assert "CPU · OpenVINO · fake · 20 tokens/s" in line.inner_text()
+    line.get_by_role("button", name="Change").click()
+    with here.page.expect_request("**/api/engine") as request:
+        here.page.get_by_role("menuitemradio", name="ONNX Runtime").click()
+    assert request.value.post_data_json == {"target": "onnx-cpu"}
+    wait(lambda: here.page.wait_for_timeout(20) or assistant.state()["settings"]["target"])
+    assert assistant.state()["settings"]["target"] == "onnx-cpu"
+
+
 def test_code_is_framed_tables_scroll_and_links_ask_first(assistant: Running, visit: Open) -> None:
     assistant.script({"text": CODE + "\nSee [this](https://example.org/a?b=1)."})
     here = visit(assistant)
@@ -166,13 +182,14 @@ def test_a_message_written_while_the_model_loads_is_sent_when_it_is_ready(
     visit: Open, tmp_path: Path
 ) -> None:
     script = tmp_path / "script" / "script.json"
-    write_script(script, {"text": "Here I am."}, load_seconds=3)
+    write_script(script, load_seconds=3600)
     with running(tmp_path) as assistant:
         here = visit(assistant)
         here.page.locator(".device-line[data-state=loading]").wait_for()
         here.composer.fill("Are you there?")
         here.composer.press("Enter")
         here.page.get_by_text("Your message goes out as soon as it is ready").wait_for()
+        assistant.script({"text": "Here I am."})  # and loaded
         here.page.locator(".answer", has_text="Here I am.").wait_for()
         here.close()
 

@@ -99,6 +99,19 @@ def test_a_menu_opens_moves_and_closes_with_keys(assistant: Running, visit: Open
     assert button.inner_text().strip() == "Writer"
 
 
+def test_the_key_that_sends_is_the_one_that_was_chosen(assistant: Running, visit: Open) -> None:
+    assistant.http.put("/api/settings", json={"send_key": "ctrl-enter"})
+    assistant.script({"text": "Received."})
+    here = visit(assistant)
+    keys = here.page.keyboard
+    keys.type("one")
+    keys.press("Enter")
+    keys.type("two")
+    assert here.composer.input_value() == "one\ntwo"
+    keys.press("Control+Enter")
+    here.finished(here.page.locator(".answer", has_text="Received."))
+
+
 def test_escape_stops_an_answer_also_while_one_writes(
     assistant: Running, visit: Open, tmp_path: Path
 ) -> None:

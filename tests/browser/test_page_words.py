@@ -120,7 +120,6 @@ def test_the_page_shows_no_english_when_it_is_chinese(
     seen: list[str] = here.page.evaluate(VISIBLE)
     for view in VIEWS:
         here.go(view)
-        here.page.wait_for_load_state("networkidle")
         seen += here.page.evaluate(VISIBLE)
     here.go("")
     here.page.locator(".device-why").click()

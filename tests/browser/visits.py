@@ -76,15 +76,22 @@ class Visit:
         self.page: Page = self._context.new_page()
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        self._pending: set[Request] = set()
         self._context.on("request", self._request)
+        self._context.on("requestfinished", lambda request: self._pending.discard(request))
+        self._context.on("requestfailed", lambda request: self._pending.discard(request))
         self.page.goto(assistant.address())
         self.page.wait_for_selector("body.started")
         if path:
             self.go(path)
 
     def go(self, path: str) -> None:
-        """Open a view by its address."""
+        """Open a view by its address, and wait until what it asks for has come."""
         self.page.evaluate("path => { location.hash = `#/${path}`; }", path)
+        quiet = 0
+        while quiet < 2:
+            self.page.wait_for_timeout(15)  # also lets the browser's events in
+            quiet = 0 if self._pending else quiet + 1
 
     def ask(self, text: str) -> Locator:
         """Send a message and give the newest answer's element, which may still be growing."""
@@ -120,3 +127,5 @@ class Visit:
         here = request.url.startswith(self.assistant.url) or request.url.startswith("data:")
         if not here:
             self.problems.append(f"request to {request.url}")
+        elif "/api/" in request.url and not request.url.endswith("/api/events"):
+            self._pending.add(request)

@@ -5,7 +5,7 @@
 import { post } from "./api.js";
 import { actions, openDialog } from "./dialogs.js";
 import { button, fill, h } from "./dom.js";
-import { has, size, t } from "./i18n.js";
+import { has, t } from "./i18n.js";
 import { icon } from "./icons.js";
 import { attempt } from "./notices.js";
 import { store } from "./store.js";
@@ -102,7 +102,7 @@ function content(preview) {
       h("dt", { t: "cloud.goes_to" }),
       h("dd", { class: "verbatim" }, preview.url),
       h("dt", { t: "cloud.amount" }),
-      h("dd", { t: ["cloud.bytes", { size: () => size(preview.bytes) }] }),
+      h("dd", { t: ["cloud.bytes", { count: preview.bytes }] }),
       h("dt", { t: "cloud.redacted" }),
       redacted.length
         ? h(

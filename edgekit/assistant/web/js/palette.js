@@ -10,6 +10,7 @@ import { showReasons } from "./device-line.js";
 import { fill, h } from "./dom.js";
 import { newFolder } from "./history-actions.js";
 import { icon } from "./icons.js";
+import { quit } from "./quit.js";
 import { go } from "./router.js";
 import { store } from "./store.js";
 import { exportAll, pickImport } from "./transfer.js";
@@ -48,6 +49,7 @@ function commands() {
     command("folder.new", "folder", newFolder),
     command("transfer.import", "upload", pickImport),
     command("transfer.export_all", "download", exportAll),
+    command("app.quit", "close", quit),
     command("palette.english", "edit", set({ language: "en" })),
     command("palette.chinese", "edit", set({ language: "zh-CN" })),
     command("palette.light", "bolt", set({ theme: "light" })),

@@ -122,13 +122,27 @@ function citation(passage) {
 }
 
 /**
+ * Put a text on the clipboard; a web view that guards it takes it from a selection.
  * @param {string} text
  */
 export async function copyText(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    notice("message.copied");
-  } catch {
-    notice("message.copy_failed", { error: true });
-  }
+  const copied = await navigator.clipboard.writeText(text).then(
+    () => true,
+    () => copySelected(text),
+  );
+  if (copied) notice("message.copied");
+  else notice("message.copy_failed", { error: true });
+}
+
+/** @param {string} text */
+function copySelected(text) {
+  const back = /** @type {HTMLElement|null} */ (document.activeElement);
+  const area = h("textarea", { class: "visually-hidden" });
+  area.value = text;
+  (document.querySelector("dialog[open]") ?? document.body).append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  back?.focus();
+  return copied;
 }

@@ -1,6 +1,7 @@
 /** Settings of data: where everything lies, what starts by itself, and what is never sent. */
 
 import { button, h } from "../dom.js";
+import { quit } from "../quit.js";
 import { copyText } from "../rich-text.js";
 import { store } from "../store.js";
 import { exportAll, pickImport } from "../transfer.js";
@@ -24,7 +25,7 @@ export function dataSection() {
         button("transfer.import", pickImport),
       ),
     ),
-    block("data.start", null, toggle("autostart")),
+    block("data.start", null, toggle("autostart"), h("div", {}, button("app.quit", quit))),
     block("data.telemetry", "data.telemetry_text"),
     h("p", { class: "hint version", t: ["data.version", { version: store.app.version }] }),
   );
