@@ -80,6 +80,7 @@ def produced(token: int, logits: Logits, top_logprobs: int | None) -> Produced:
     values = log_softmax(logits)
     top: tuple[tuple[int, float], ...] = ()
     if top_logprobs:
-        best = np.argsort(-values, kind="stable")[:top_logprobs]
+        best = np.argpartition(-values, min(top_logprobs, len(values)) - 1)[:top_logprobs]
+        best = best[np.argsort(-values[best], kind="stable")]
         top = tuple((int(i), float(values[i])) for i in best)
     return Produced(token, float(values[token]), top)
