@@ -76,9 +76,12 @@ def serve_frames(answer: Callable[[bytes], bytes], most: int) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
+    # not sys.stdin: a thread that waits in it would keep the interpreter from ending
+    source = open(0, "rb", closefd=False)  # noqa: SIM115 - read for as long as the process lives
+
     def read() -> None:
         with contextlib.suppress(Exception):
-            while (request := read_frame(sys.stdin.buffer, most)) is not None:
+            while (request := read_frame(source, most)) is not None:
                 requests.put(request)
         os._exit(0)
 

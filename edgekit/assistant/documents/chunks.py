@@ -88,8 +88,9 @@ def _join(blocks: Sequence[Block], most: int) -> tuple[str, list[tuple[int, int,
     length = 0
     next_line = 0
     for block in blocks:
-        adjacent = block.line is not None and block.line == next_line
-        separator = ("\n" if adjacent else "\n\n") if parts else ""
+        # code keeps its empty lines, so that lines can be counted
+        between = 2 if block.line is None else 1 + block.line - next_line
+        separator = "\n" * between if parts else ""
         body = block.text[: max(0, most - length - len(separator))]
         if not body:
             return "".join(parts), spans, False

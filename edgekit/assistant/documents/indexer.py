@@ -73,14 +73,11 @@ class Indexer:
                 self._report({"embedding_problem": str(error)})
 
     def _index_waiting(self) -> None:
-        worked = False
         while waiting := self._db.execute(
             "SELECT id, path FROM sources WHERE state IN ('queued', 'indexing') ORDER BY rowid"
         ).fetchone():
             self._index_source(waiting[0], Path(waiting[1]))
-            worked = True
-        if worked:
-            store.remove_unused(self._db)
+        store.remove_unused(self._db)
 
     def _index_source(self, source: str, root: Path) -> None:
         self._db.execute("UPDATE sources SET state = 'indexing' WHERE id = ?", (source,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import sqlite3
 import threading
@@ -35,6 +36,7 @@ from edgekit.assistant.documents.words import terms_of
 from edgekit.errors import BadInputError, EdgekitError, OutOfResourcesError
 
 PROBLEMS_SHOWN = 50
+_PASSAGE_ID = re.compile(r"[0-9]{1,15}(-[0-9]{1,15})?")
 _AROUND = 600  # characters shown before and after a passage
 
 
@@ -177,10 +179,10 @@ class Library:
         Raises:
             BadInputError: the document changed or was removed since.
         """
-        first, _, last = passage_id.partition("-")
         gone = BadInputError("this passage is no longer in your documents; ask again")
-        if not (first.isdecimal() and (last or first).isdecimal()):
+        if not _PASSAGE_ID.fullmatch(passage_id):
             raise gone
+        first, _, last = passage_id.partition("-")
         rows = self._all(
             "SELECT p.id, f.source_id, f.path, p.page, p.heading, p.text, p.start, p.stop "
             "FROM passages p JOIN files f ON f.content_id = p.content_id "
@@ -297,7 +299,9 @@ class Library:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            return store.connect(self._path)
+            connection = store.connect(self._path)
+            connection.execute("SELECT * FROM sources").fetchall()
+            return connection
         except sqlite3.OperationalError as error:
             raise OutOfResourcesError(
                 f"{self._path}: the index of your documents cannot be opened ({error}); free some "

@@ -82,6 +82,8 @@ def read(
         return {"reason": "it is nested too deeply"}
     except OSError as error:
         return {"reason": f"it cannot be opened ({error.strerror or type(error).__name__})"}
+    except Exception as error:  # a defect of a parser: one file is lost to it, not the process
+        return {"reason": f"reading it failed ({type(error).__name__}: {error})"}
     return {
         "digest": hashlib.sha256(data).hexdigest(),
         "size": status.st_size,

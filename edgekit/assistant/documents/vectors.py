@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,10 +34,20 @@ class QuestionEmbedder:
     def __init__(self, command: Sequence[str]) -> None:
         self._child = Child(command, MB)
         self._about: dict[str, Any] = {}
+        self._lock = threading.Lock()  # one question at a time: answers carry no name
         self.problem = ""
 
     def embed(self, question: str) -> tuple[str, NDArray[np.float32]] | None:
         """The model's id and the vector, or None with ``problem`` set."""
+        with self._lock:
+            return self._embed(question)
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._child.close()
+
+    def _embed(self, question: str) -> tuple[str, NDArray[np.float32]] | None:
         try:
             if not self._about:
                 self._about = self._json(self._child.ask(b"", _LOAD_SECONDS))
@@ -50,10 +61,6 @@ class QuestionEmbedder:
             return None
         self.problem = ""
         return str(self._about["id"]), np.frombuffer(answer, dtype="<f4")
-
-    def close(self) -> None:
-        """End the process."""
-        self._child.close()
 
     def _json(self, answer: bytes) -> dict[str, Any]:
         value = json.loads(answer)
