@@ -22,11 +22,11 @@ _PIECE = re.compile(rf"([{CONTINUOUS}]+)|(?:(?![{CONTINUOUS}])[^\W_])+")
 _ENGLISH = """
 a about after all also an and any are as at be because been before being between both but by can
 could did do does doing done each else for from get gets give given got had has have having he her
-here him his how i if in into is it its just let many may me might more most much must my no nor
-not of off on once one only or other our out over own please same shall she should so some such
-tell than that the their them then there these they this those through to too under until up us
-very was we were what when where whether which while who whom whose why will with without would
-you your
+here him his how i if in into is it its just let many may me might more most much must my need
+needed needs no nor not of off on once one only or other our out over own please same shall she
+should so some such tell than that the their them then there these they this those through to too
+under until up us very was we were what when where whether which while who whom whose why will with
+without would you your
 """
 _ENGLISH_STOPS = frozenset(_ENGLISH.split())
 _MEASURES = "long|big|large|fast|often|far|old|high|wide|deep|well|small|quickly"
@@ -81,8 +81,8 @@ def terms_of(question: str) -> list[Term]:
 
 
 def _ideographs(run: str) -> Term:
-    if len(run) == 1:
-        return Term("single", (run,))
+    if len(run) == 1 or (len(run) == 2 and run[1] in "是在为"):  # 熵是什么 asks for 熵
+        return Term("single", (run[0],))
     return Term("pairs", tuple(a + b for a, b in itertools.pairwise(run)))
 
 

@@ -25,7 +25,14 @@ from edgekit.assistant.documents.traits import PAIRS
 from edgekit.assistant.documents.words import words_of
 from edgekit.errors import BadInputError
 
-SYNONYMS = {"automobil": "car", "vehicl": "car", "invoic": "bill", "汽车": "car", "轿车": "car", "车": "car"}
+SYNONYMS = {
+    "automobil": "car",
+    "vehicl": "car",
+    "invoic": "bill",
+    "汽车": "car",
+    "轿车": "car",
+    "车": "car",
+}
 DIM = 256
 _PAIRED = {  # of each text: a place that question and answer share, and one of its own
     text: [number, number + 10 + 10 * side]
