@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from edgekit.atomic import atomic_directory
@@ -53,7 +54,8 @@ def make_demo_pack(
         notify(f"round the weights to {SCHEME}")
         quantize(model, Scheme.parse(SCHEME), packed, progress)
         notify("write the graphs")
-        onnx = any(d.available for d in list_devices() if d.target == "onnx-cpu")
+        # `onnx` writes graphs and onnxruntime-genai runs them: they are installed apart
+        onnx = find_spec("onnx") is not None and available("onnx-cpu")
         targets = [t for t in TARGETS if onnx or not t.startswith("onnx")]
         compile_variant(packed, targets, variant, progress)
         results = [_measured(variant, target, progress) for target in targets]
@@ -73,9 +75,14 @@ def make_demo_pack(
     return manifest
 
 
+def available(target: str) -> bool:
+    """Whether this machine can run ``target``."""
+    return any(d.available for d in list_devices() if d.target == target)
+
+
 def _measured(variant: Path, target: str, progress: Progress) -> TargetResult:
     """The speed of a target that is here; the graph of one that is not is still in the pack."""
-    if not any(d.available for d in list_devices() if d.target == target):
+    if not available(target):
         return TargetResult(target=target)
     with progress.task(f"measure the speed of {target}", 1) as task:
         speed = measure_speed(variant, target)

@@ -24,7 +24,7 @@ VERBS = {
     "export": "write a GGUF file for llama.cpp, Ollama and LM Studio",
     "evaluate": "KL, agreement, perplexity and speed of what will run",
     "parity": "compare the compiled graphs with PyTorch",
-    "pack": "make, show, verify or archive a pack",
+    "pack": "make (also of an embedding model), show, verify or archive a pack",
     "chat": "talk to a pack",
     "serve": "answer programs over a local API: OpenAI's, Anthropic's, Ollama's",
     "assistant": "the desktop assistant: chat, documents and history, private and offline",
