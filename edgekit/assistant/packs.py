@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edgekit.archive import extract_archive
 from edgekit.assistant.refusals import not_found
@@ -41,6 +42,7 @@ class KnownPack:
     memory_bytes: int = 0
     targets: tuple[str, ...] = ()
     problem: str = ""
+    kind: Literal["chat", "embedding"] = "chat"
 
 
 class Packs:
@@ -65,7 +67,7 @@ class Packs:
 
     def any(self) -> bool:
         """Whether there is one, usable or not."""
-        return next(self._paths(), None) is not None
+        return any(pack.kind == "chat" for pack in self.all())
 
     def best(self) -> Path | None:
         """The pack to begin with: the largest usable one, as the most able."""
@@ -86,9 +88,12 @@ class Packs:
             raise BadInputError(f"{path}: no such folder or archive; check the path")
         else:
             verify_pack(path, Silent())
+        pack = describe_pack(path)
+        if pack.kind == "embedding":
+            raise BadInputError(f"{path}: {pack.problem}")
         if path not in self._added:
             self._write([*self._added, path])
-        return describe_pack(path)
+        return pack
 
     def forget(self, text: str) -> None:
         """Drop an added path from the list; its files stay.
@@ -136,8 +141,11 @@ def describe_pack(path: Path) -> KnownPack:
     except (EdgekitError, OSError) as error:
         return KnownPack(path, path.name, problem=str(error))
     files = [f for v in manifest.variants for f in v.files]
+    words_only = "this is a pack of an embedding model, which cannot chat; choose it in Documents"
     return KnownPack(
         path=path,
+        kind=manifest.kind,
+        problem=words_only if manifest.kind == "embedding" else "",
         name=manifest.name,
         version=manifest.version,
         license=manifest.license,
