@@ -154,6 +154,8 @@ def test_hostile_markdown_shows_no_image_runs_no_script_and_asks_nothing_of_the_
         "<iframe src=https://evil.example></iframe><form action=https://evil.example><button>go"
     )
     assistant.script({"text": hostile})
+    policy = assistant.http.get("/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
     here = visit(assistant)
     here.page.on("dialog", lambda dialog: here.problems.append(f"dialog: {dialog.message}"))
     answer = here.finished(here.ask("be evil"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import Open
 from fake_cloud import FakeCloud
-from harness import Running, running
+from harness import Running, running, wait
 from playwright.sync_api import Browser
 
 from edgekit.assistant.policy import Policy
@@ -38,11 +38,13 @@ def test_a_preview_shows_every_byte_and_refusing_it_sends_none(
         preview.get_by_role("button", name="Don’t send").click()
         assert here.composer.input_value() == QUESTION  # nothing lost either
         assert cloud.requests == []
+        wait(lambda: not assistant.http.get("/api/conversations").json())  # nor begun
 
         page.get_by_role("button", name="Ask the cloud teacher").click()
         preview.locator(".exact pre").wait_for()
         preview.get_by_label("Replace addresses").uncheck()
         preview.locator(".exact pre", has_text="lin@example.com").wait_for()
+        assert "Goes as it is" in preview.inner_text()
         shown = preview.locator(".exact pre").inner_text()
         preview.get_by_role("button", name="Send to Teacher").click()
         answer = here.finished(page.locator(".answer"))

@@ -15,13 +15,12 @@ import { fileName } from "./sources.js";
 
 /**
  * Show the preview; gives its id when the person sends it.
- * @param {string} conversation
- * @param {string|null} parent
- * @param {string} text
+ * @param {{conversation_id: string, parent_id: string|null, text: string,
+ *   assistant_id?: string}} wish
  * @param {boolean} documents whether passages of documents are offered at first
  * @returns {Promise<string|null>}
  */
-export function previewForCloud(conversation, parent, text, documents) {
+export function previewForCloud(wish, documents) {
   const choice = { redact: true, include_history: false, documents };
   /** @type {Preview|null} */
   let preview = null;
@@ -34,16 +33,14 @@ export function previewForCloud(conversation, parent, text, documents) {
         () => close(preview?.id ?? null),
         "primary",
       );
+      let latest = 0;
       const ask = async () => {
+        const mine = ++latest;
         send.disabled = true;
-        preview = await attempt(() =>
-          post("/api/cloud/preview", {
-            conversation_id: conversation,
-            parent_id: parent,
-            text,
-            ...choice,
-          }),
-        );
+        shown.setAttribute("aria-busy", "true");
+        const found = await attempt(() => post("/api/cloud/preview", { ...wish, ...choice }));
+        if (mine !== latest) return; // the choice has changed meanwhile: never send an older one
+        preview = found;
         send.disabled = preview === null;
         fill(shown, preview ? content(preview) : null);
         shown.setAttribute("aria-busy", "false");
@@ -94,7 +91,7 @@ function check(key, choice, changed) {
 
 /** @param {Preview} preview */
 function content(preview) {
-  const redacted = preview.redactions.filter((r) => r.count > 0);
+  const kept = preview.redactions.length ? [] : preview.found;
   return [
     h(
       "dl",
@@ -104,18 +101,10 @@ function content(preview) {
       h("dt", { t: "cloud.amount" }),
       h("dd", { t: ["cloud.bytes", { count: preview.bytes }] }),
       h("dt", { t: "cloud.redacted" }),
-      redacted.length
-        ? h(
-            "dd",
-            {},
-            ...redacted.map((r) =>
-              h("span", {
-                class: "pill",
-                t: ["cloud.redaction", { kind: () => redaction(r.kind), times: r.count }],
-              }),
-            ),
-          )
+      preview.redactions.length
+        ? counts(preview.redactions, "on")
         : h("dd", { t: "cloud.redacted_nothing" }),
+      kept.length ? [h("dt", { t: "cloud.goes_as_is" }), counts(kept, "warn")] : null,
     ),
     h("h3", { t: "cloud.parts" }),
     h("ol", { class: "parts" }, ...preview.parts.map(part)),
@@ -127,6 +116,21 @@ function content(preview) {
       h("p", { class: "hint verbatim" }, `SHA-256 ${preview.sha256}`),
     ),
   ];
+}
+
+/**
+ * What of which kind was found, and how often.
+ * @param {{kind: string, count: number}[]} found
+ * @param {"on"|"warn"} style
+ */
+function counts(found, style) {
+  const pills = found.map((r) =>
+    h("span", {
+      class: `pill ${style}`,
+      t: ["cloud.redaction", { kind: () => redaction(r.kind), times: r.count }],
+    }),
+  );
+  return h("dd", {}, ...pills);
 }
 
 /** @param {string} kind */

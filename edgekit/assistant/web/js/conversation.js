@@ -2,7 +2,7 @@
  * The conversation view: the shown path of messages, the answer that streams in, the composer below.
  */
 
-import { ApiError, get, post } from "./api.js";
+import { ApiError, call, get, post } from "./api.js";
 import { Composer } from "./composer.js";
 import { previewForCloud } from "./cloud-preview.js";
 import { emptyPage } from "./empty.js";
@@ -128,23 +128,38 @@ export class ConversationView {
    * @param {string|null} parent
    */
   async sendToCloud(text, parent = this.leaf?.id ?? null) {
+    const isNew = this.id === null;
     const id = await this.#conversationId();
-    if (!id) return false;
-    const preview = await previewForCloud(id, parent, text, this.composer.documents);
-    if (!preview) return false;
+    if (!id) return;
+    const preview = await previewForCloud(
+      { conversation_id: id, parent_id: parent, text, assistant_id: this.assistant ?? undefined },
+      this.composer.documents,
+    );
+    if (!preview) {
+      if (isNew) await this.#forget(id); // it was made for the preview alone
+      return;
+    }
     const turn = this.#turn(id, parent);
     turn.run("/api/cloud/send", { preview_id: preview, conversation_id: id });
     this.composer.refresh();
-    return true;
+  }
+
+  /** @param {string} id of a conversation in which nothing was said */
+  async #forget(id) {
+    this.id = null;
+    rename("");
+    update({ conversation: null });
+    await attempt(() => call("DELETE", `/api/conversations/${id}`));
+    await refreshConversations();
   }
 
   /** @param {Ask} ask */
   async #ask(ask) {
-    if (!ready() || this.busy || this.#starting) return false;
+    if (!ready() || this.busy || this.#starting) return;
     this.#starting = true;
     const id = await this.#conversationId();
     this.#starting = false;
-    if (!id) return false;
+    if (!id) return;
     const { documents, tools } = this.composer;
     const turn = this.#turn(id, ask.parent_id);
     turn.run(`/api/conversations/${id}/turns`, {
@@ -154,7 +169,6 @@ export class ConversationView {
       tools,
     });
     this.composer.refresh();
-    return true;
   }
 
   /** The id, after making a conversation where there is none yet. */

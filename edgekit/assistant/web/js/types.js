@@ -65,7 +65,8 @@
  *   has_key: boolean, policy: "allowed"|"forbidden", log_path: string}} Cloud
  * @typedef {{kind: "you"|"answer"|"passage"|"system", text: string, file?: string}} PreviewPart
  * @typedef {{id: string, url: string, headers: Record<string, string>, body: string, bytes: number,
- *   sha256: string, redactions: {kind: string, count: number}[], parts: PreviewPart[],
+ *   sha256: string, redactions: {kind: string, count: number}[],
+ *   found: {kind: string, count: number}[], parts: PreviewPart[],
  *   expires: string}} Preview
  * @typedef {{time: string, name: string, host: string, model: string, bytes: number,
  *   sha256: string, status: string}} CloudLogEntry
