@@ -247,7 +247,7 @@ class Answer:
             if self._called:
                 break
             match piece:
-                case Words(text):
+                case Words(text) if self._prompt.reading.words:
                     parts.append(Text(text, tuple(self._logprobs)))
                 case CallBegin(name):
                     form = self._prompt.reading.tools

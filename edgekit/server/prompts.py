@@ -23,6 +23,7 @@ class Reading:
         tools: how calls are written; None when the answer has none.
         names: the functions that may be called.
         one_call: the answer ends with its first call.
+        words: the answer may have words; without, what is no call is left out.
         inside: the prompt opened a thought.
         thoughts: thoughts are separated from the answer.
     """
@@ -30,6 +31,7 @@ class Reading:
     tools: ToolFormat | None = None
     names: frozenset[str] = frozenset()
     one_call: bool = False
+    words: bool = True
     inside: bool = False
     thoughts: bool = True
 
@@ -72,6 +74,7 @@ class Prompter:
                 tools=self.dialect.tools if functions else None,
                 names=frozenset(f.name for f in functions),
                 one_call=bool(question.choice.name) or not question.choice.parallel,
+                words=question.choice.mode != "required" or not functions,
                 inside=inside,
             ),
         )

@@ -192,15 +192,15 @@ class Scheduler:
             with self._changed:
                 while not (self._stopping or self._queue or self._running):
                     self._changed.wait()
-                self._release_ended()
-                if self._stopping:
-                    return
-                starting = self._next()
+                released = self._release_ended()
+                starting = [] if self._stopping else self._next()
             for ticket in starting:
                 self._begin(engine, ticket)
-            if self._running:
+            if self._running or released:  # memory of cancelled runs is free after a step
                 engine.step()
                 self._hand_out()
+            if self._stopping:
+                return
 
     def _next(self) -> list[Ticket]:
         """Tickets that begin now, in fair order; the others learn their new positions."""
@@ -236,9 +236,9 @@ class Scheduler:
         now = time.perf_counter()
         events: list[tuple[Ticket, Event]] = []
         with self._changed:
-            self._release_ended()
             for ticket, run in list(self._running.items()):
-                assert run is not None
+                if ticket.ended or run is None:
+                    continue  # cancelled during the step: released before the next
                 done, items = run.done, run.read()
                 ticket.cached_tokens = run.cached_tokens
                 if items:
@@ -254,12 +254,14 @@ class Scheduler:
                     events.append((ticket, Finished()))
             _send(events)
 
-    def _release_ended(self) -> None:
-        for ticket, run in list(self._running.items()):
-            if ticket.ended:
-                del self._running[ticket]
-                if run is not None:
-                    run.cancel()
+    def _release_ended(self) -> int:
+        """Cancel runs that nobody reads any more; how many."""
+        ended = [ticket for ticket in self._running if ticket.ended]
+        for ticket in ended:
+            run = self._running.pop(ticket)
+            if run is not None:
+                run.cancel()
+        return len(ended)
 
     def _account(self, ticket: Ticket) -> None:
         self.counts["prompt_tokens"] += len(ticket.job.prompt)

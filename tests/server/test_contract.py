@@ -34,7 +34,7 @@ from edgekit.server.requests_ollama import OllamaChat
 from edgekit.server.requests_responses import ResponsesRequest
 
 BOUNDED = settings(
-    max_examples=8,
+    max_examples=5,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -234,3 +234,12 @@ def test_streamed_completions_come_one_after_the_other(lab: Lab) -> None:
 def test_a_gap_is_filled_only_by_a_model_that_knows_how(lab: Lab) -> None:
     refused = lab.refused("/v1/completions", prompt="def f(", suffix="return 1")
     assert "cannot fill gaps" in refused.json()["error"]["message"]
+
+
+def test_a_forced_call_that_is_cut_off_leaves_no_words(lab: Lab) -> None:
+    lab.answer = CALLS.removeprefix("I look.\n") + "\n<tool_call>\n{"
+    asked = {"messages": USER, "tools": [TOOL], "tool_choice": "required"}
+    message = lab.post(CHAT, **asked)["choices"][0]["message"]
+    assert message["content"] is None and len(message["tool_calls"]) == 1
+    cut = lab.post(CHAT, **asked, max_tokens=20)["choices"][0]
+    assert cut["message"]["content"] == "" and cut["finish_reason"] == "length"

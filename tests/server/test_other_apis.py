@@ -52,7 +52,7 @@ def test_a_response_calls_functions_and_takes_their_results(lab: Lab) -> None:
     lab.answer = CALLS
     flat = {"type": "function", "name": "weather", "parameters": SCHEMA}
     whole = lab.post("/v1/responses", input="hi", tools=[flat], tool_choice="required")
-    call = whole["output"][1]
+    (call,) = whole["output"]
     assert call["type"] == "function_call" and json.loads(call["arguments"]) == {"city": "Paris"}
     kinds = [e["type"] for e in lab.chunks("/v1/responses", input="hi", tools=[flat])]
     assert "response.function_call_arguments.delta" in kinds
