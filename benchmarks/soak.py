@@ -158,6 +158,11 @@ def ready(url: str) -> bool:
         return False
 
 
+def open_files(process: psutil.Process) -> int:
+    """Open files and sockets, or handles."""
+    return process.num_fds() if hasattr(process, "num_fds") else process.num_handles()
+
+
 async def soak(pack: Path, requests: int, concurrency: int, faults: int) -> int:
     """Ask, look, report; the number of answers that were wrong."""
     result, looks = Soak(), []
@@ -176,7 +181,7 @@ async def soak(pack: Path, requests: int, concurrency: int, faults: int) -> int:
 
                 await asyncio.gather(*(worker() for _ in range(concurrency)))
                 seconds = time.perf_counter() - started
-                looks.append((process.memory_info().rss / 1e6, process.num_fds()))
+                looks.append((process.memory_info().rss / 1e6, open_files(process)))
                 print(
                     f"{min(begin + BLOCK, requests)} requests: {seconds:.0f} s, "
                     f"{looks[-1][0]:.1f} MB, {looks[-1][1]} open files", flush=True,

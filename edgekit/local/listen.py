@@ -136,6 +136,7 @@ class LocalServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 ws="none",
+                http="h11",  # the strictest of its parsers, whatever else is installed
                 timeout_keep_alive=KEEP_ALIVE,
                 limit_concurrency=CONNECTIONS,
                 timeout_graceful_shutdown=int(grace + CLOSING) + 1,

@@ -109,7 +109,10 @@ class EventStream(StreamingResponse):
             await send(start)
             async for chunk in content:
                 body = {"type": "http.response.body", "body": chunk, "more_body": True}
-                await asyncio.wait_for(send(body), LIMITS.write_seconds)
+                try:
+                    await asyncio.wait_for(send(body), LIMITS.write_seconds)
+                except TimeoutError:
+                    return  # the server closes the connection
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

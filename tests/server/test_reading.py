@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulator import CHATML, write_tokenizer
 
-from edgekit.server.question import Function
-from edgekit.server.thinking import ThinkingSplitter
+from edgekit.runtimes.engine import Sampling
+from edgekit.server.prompts import Prompter
+from edgekit.server.question import Function, Question
+from edgekit.server.thinking import CLOSING, ThinkingSplitter
 from edgekit.server.tool_calls import CallArguments, CallBegin, CallEnd, Piece, ToolReader, Words
 from edgekit.server.tool_formats import HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, ToolFormat, probe
 from edgekit.text import ChatTokenizer
@@ -180,6 +182,28 @@ def test_a_template_that_knows_nothing_is_told_of_functions_and_results_in_words
     assert '"description": "Adds."' in text
     assert '[assistant]<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>' in text
     assert "[user]<tool_response>\n2\n</tool_response>" in text
+
+
+THINKING = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>"
+    "{% elif always %}{% else %}<think>\n{% endif %}"
+)
+
+
+def test_a_prompt_that_opens_a_thought_is_read_so_and_closed_before_a_fixed_form(
+    tmp_path: Path,
+) -> None:
+    stubborn = THINKING.replace("enable_thinking is defined and not enable_thinking", "false")
+    hi = ({"role": "user", "content": "hi"},)
+    free = Question(hi, Sampling())
+    fixed = Question(hi, Sampling(), schema={"type": "object"})
+    for template, ending in ((THINKING, "<think></think>"), (stubborn, "<think>\n" + CLOSING)):
+        tokenizer = ChatTokenizer(write_tokenizer(tmp_path, template))
+        prompter = Prompter(tokenizer)
+        assert prompter.prompt(free).reading.inside
+        prompt = prompter.prompt(fixed)
+        assert not prompt.reading.inside and tokenizer.decode(prompt.tokens).endswith(ending)
 
 
 def test_ids_are_what_a_strict_template_takes(tmp_path: Path) -> None:
