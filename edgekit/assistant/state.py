@@ -218,7 +218,12 @@ def snapshot(assistant: Assistant) -> dict[str, Any]:
         "version": edgekit.__version__,
         "engine": _engine(assistant),
         "documents": assistant.documents.state(),
-        "policy": {"cloud": policy.cloud, "mcp": policy.mcp, "source": policy.source},
+        "policy": {
+            "cloud": policy.cloud,
+            "mcp": policy.mcp,
+            "endpoint": policy.endpoint,
+            "source": policy.source,
+        },
         "cloud": cloud_state(assistant),
         "settings": settings_state(assistant),
         "first_start": not assistant.packs.any(),
