@@ -51,8 +51,12 @@ def main(parsers: Mapping[str, Parser] = PARSERS) -> None:
     def answer(request: bytes) -> bytes:
         question = json.loads(request)
         _allow_processor_time(limits.processor_seconds)
-        reply = read(Path(question["path"]), question["kind"], limits, parsers)
-        return json.dumps(reply).encode("ascii")
+        try:
+            reply = read(Path(question["path"]), question["kind"], limits, parsers)
+            return json.dumps(reply).encode("ascii")
+        except MemoryError:
+            reason = f"reading it needs more than {limits.memory_bytes // MB} MB of memory"
+            return json.dumps({"reason": reason}).encode("ascii")
 
     serve_frames(answer, MB)
 
@@ -77,7 +81,7 @@ def read(
     except EdgekitError as error:  # a parser's package is not installed
         return {"reason": str(error), "missing": True}
     except MemoryError:
-        return {"reason": f"reading it needs more than {limits.memory_bytes // MB} MB of memory"}
+        raise  # `main` answers: there may be no memory here to do it
     except RecursionError:
         return {"reason": "it is nested too deeply"}
     except OSError as error:
