@@ -14,6 +14,7 @@ the schema allows, and the caller decides whether that will do.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ MAX_DEPTH = 64
 MAX_RULES = 10_000
 MAX_COUNT = 256  # of counted repetitions, which are written out inside XGrammar
 
+_NAME = re.compile(r"[a-z]\w*")
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]')  # texts and sets of characters
 _BASE = {
     "ws": r'("" | " " | "\n" [ \t]{0,20})',
     "value": "object | array | string | number | boolean | null",
@@ -86,10 +89,14 @@ class JsonRules:
         return name
 
     def text(self, root: str) -> str:
-        """The whole grammar, whose answer is ``root``."""
-        return "\n".join(
-            f"{name} ::= {rule}" for name, rule in {"root": root, **self._rules}.items()
-        )
+        """The whole grammar, whose answer is ``root``; rules that it does not reach cost memory."""
+        rules, waiting = {"root": root}, [root]
+        while waiting:
+            for name in _NAME.findall(_LITERAL.sub("", waiting.pop())):
+                if name in self._rules and name not in rules:
+                    rules[name] = self._rules[name]
+                    waiting.append(rules[name])
+        return "\n".join(f"{name} ::= {rule}" for name, rule in rules.items())
 
     def _refuse_circle(self, name: str) -> None:
         """Refuse a reference that means nothing but itself."""

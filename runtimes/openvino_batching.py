@@ -59,6 +59,8 @@ MOST_ANSWERS = 16
 STEP_TOKENS = 512  # of prompts and answers together in one step
 BLOCK = {"CPU": 32, "GPU": 16}  # tokens of a cache block
 HEADROOM = 4  # blocks that must be free beyond its prompt before an answer begins
+GRAMMAR_BYTES = 256 << 20  # of grammars that XGrammar keeps
+GRAMMAR_TOKEN_BYTES = 64  # of one grammar for each token of the vocabulary, measured
 BESIDE = 2  # answers at a time on the second model
 
 
@@ -174,7 +176,8 @@ class OpenVINOBatchEngine:
                 str(private), tokenizer, scheduler, self.device, **self._properties
             )
         self._trial: GrammarTrial | None = None
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer
+        self._compiled: set[str] = set()  # grammars that XGrammar keeps
 
     @property
     def _vocab_size(self) -> int:
@@ -206,12 +209,28 @@ class OpenVINOBatchEngine:
         if self._no_grammars:
             raise self._no_grammars
         grammar = structured_output(self._genai, job.grammar)
-        if grammar is not None:
+        if grammar is None or not self._may_compile(repr(job.grammar)):
+            return None
+        if self._trial is None:
             ends = set(self.tokenizer.end_tokens)
-            if self._trial is None:
-                self._trial = GrammarTrial(self._genai, self._tokenizer, self._vocab_size, ends)
-            self._trial.answer(grammar)
+            self._trial = GrammarTrial(self._genai, self._tokenizer, self._vocab_size, ends)
+        self._trial.answer(grammar)
         return grammar
+
+    def _may_compile(self, grammar: str) -> bool:
+        """Whether XGrammar has room for a grammar: it keeps what it compiled and has no limit.
+
+        When it has kept too many, it is begun anew as soon as no answer runs.
+        """
+        if grammar in self._compiled:
+            return True
+        if len(self._compiled) >= max(1, GRAMMAR_BYTES // (GRAMMAR_TOKEN_BYTES * self._vocab_size)):
+            if any(not run.done for run in self._runs):
+                return False
+            self._pipeline = self._tokenizer = self._trial = None
+            self._load()
+        self._compiled.add(grammar)
+        return True
 
     def _second_model(self) -> StepwiseLoop:
         if self._beside is None:

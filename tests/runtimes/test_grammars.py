@@ -261,6 +261,22 @@ def test_every_engine_follows_grammars_beside_free_answers(engine):
     assert free == answers(engine, Job(prompt, Sampling(30, temperature=0, ignore_end=True)))[0]
 
 
+def test_ever_new_grammars_do_not_pile_up_in_memory(variant, monkeypatch):
+    """XGrammar keeps what it compiled; with room for one, the next waits beside or begins anew."""
+    from edgekit.runtimes import openvino_batching
+
+    monkeypatch.setattr(openvino_batching, "GRAMMAR_BYTES", 0)
+    engine = load_batch_engine(variant("llama"), "openvino-cpu")
+    sampling = Sampling(max_tokens=20, temperature=0)
+    jobs = [Job((3, 4, 5), sampling, Grammar(schema={"const": f"v{i}"})) for i in range(3)]
+    pipeline = engine._pipeline
+    assert answers(engine, *jobs[:2]) == ['"v0"', '"v1"']
+    assert len(engine._compiled) == 1 and engine._pipeline is pipeline
+    assert answers(engine, jobs[2]) == ['"v2"']
+    assert len(engine._compiled) == 1 and engine._pipeline is not pipeline
+    engine.close()
+
+
 def test_a_schema_that_no_engine_follows_is_refused_at_the_start(engine):
     job = Job((3, 4), Sampling(), Grammar(schema={"type": "string", "not": {"const": "x"}}))
     with pytest.raises(BadInputError, match="cannot be followed"):
