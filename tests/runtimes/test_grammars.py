@@ -270,9 +270,9 @@ def test_ever_new_grammars_do_not_pile_up_in_memory(variant, monkeypatch):
     sampling = Sampling(max_tokens=20, temperature=0)
     jobs = [Job((3, 4, 5), sampling, Grammar(schema={"const": f"v{i}"})) for i in range(3)]
     pipeline = engine._pipeline
-    assert answers(engine, *jobs[:2]) == ['"v0"', '"v1"']
+    assert [a.strip() for a in answers(engine, *jobs[:2])] == ['"v0"', '"v1"']
     assert len(engine._compiled) == 1 and engine._pipeline is pipeline
-    assert answers(engine, jobs[2]) == ['"v2"']
+    assert answers(engine, jobs[2])[0].strip() == '"v2"'
     assert len(engine._compiled) == 1 and engine._pipeline is not pipeline
     engine.close()
 
