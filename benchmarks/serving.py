@@ -135,7 +135,7 @@ def llama_server(binary: Path, gguf: Path, directory: Path, context: int) -> Ite
     most = max(CLIENTS)
     command = [
         str(binary), "-m", str(gguf), "--host", "127.0.0.1", "--port", str(port),
-        "--parallel", str(most), "-c", str(context * most), "--no-webui",
+        "--parallel", str(most), "-c", str(context * most), "--no-ui",
     ]  # fmt: skip
     with running(command, directory / "llama.log"):
         server = Server("llama.cpp", f"http://127.0.0.1:{port}")
