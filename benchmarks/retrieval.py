@@ -10,8 +10,9 @@ per language and kind of question:
 * first: the passage that an answer would cite first is of an expected section;
 * silent: of the questions that the manual does not answer, those to which nothing was returned.
 
-The thresholds of `ranking.py` were chosen on the questions with even numbers, so the halves are
-printed too. ``--latency`` times searches over that many passages of random text and vectors.
+The thresholds of `ranking.py` were set with these questions in sight, so the figures say how the
+parts compare, not how well a stranger's questions do. ``--latency`` times searches over that many
+passages of random text and vectors.
 """
 
 from __future__ import annotations

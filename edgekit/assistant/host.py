@@ -23,10 +23,11 @@ from starlette.types import ASGIApp
 
 from edgekit.assistant.app import make_app
 from edgekit.assistant.engine_host import ServeCommand, serve_command
+from edgekit.assistant.folders import Folders
 from edgekit.assistant.instance import Instance, announce, only_instance, raise_window, running
 from edgekit.assistant.packs import describe_pack
 from edgekit.assistant.policy import Policy
-from edgekit.assistant.state import Assistant, Folders
+from edgekit.assistant.state import Assistant
 from edgekit.assistant.window import BrowserTab, Window, make_window
 from edgekit.errors import BadInputError, EdgekitError
 from edgekit.local.listen import LocalServer, bind

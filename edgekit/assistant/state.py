@@ -8,14 +8,10 @@ closes them in order. Every part that can fail by itself (model, documents, tool
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import platformdirs
 
 import edgekit
 from edgekit.assistant import autostart
@@ -25,9 +21,10 @@ from edgekit.assistant.device_probe import DeviceProbe
 from edgekit.assistant.document_desk import DocumentDesk
 from edgekit.assistant.engine_host import EngineHost, ServeCommand, serve_command
 from edgekit.assistant.events import Bus
+from edgekit.assistant.folders import Folders
 from edgekit.assistant.library import PromptLibrary
 from edgekit.assistant.model_process import engine_failed
-from edgekit.assistant.packs import KnownPack, Packs, system_roots
+from edgekit.assistant.packs import KnownPack, Packs
 from edgekit.assistant.policy import Policy
 from edgekit.assistant.recovery import RecoveryReport, open_history
 from edgekit.assistant.sessions import Sessions
@@ -40,29 +37,6 @@ from edgekit.runtimes.devices import Reason, consider
 
 GIB = 1 << 30
 SMALLEST_CACHE = 256 << 20  # bytes
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where everything lies: the data folder, the person's packs, folders of the machine's."""
-
-    data: Path
-    packs: Path
-    system_packs: tuple[Path, ...] = ()
-
-    @classmethod
-    def of(cls, data_dir: Path | None) -> Folders:
-        """The folders of this person, or everything below ``data_dir``."""
-        if data_dir is not None:
-            root = data_dir.expanduser().absolute()
-            return cls(root, root / "packs", system_roots())
-        root = platformdirs.user_data_path("edgekit", appauthor=False)
-        return cls(root / "assistant", root / "packs", system_roots())
-
-    def command(self) -> list[str]:
-        """The command that starts this assistant again."""
-        command = [sys.executable, "-m", "edgekit", "assistant"]
-        return command if self == Folders.of(None) else [*command, "--data-dir", str(self.data)]
 
 
 class Assistant:

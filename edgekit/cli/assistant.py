@@ -34,9 +34,9 @@ def command(
     json: Json = False,
 ) -> None:
     """The desktop assistant: chat, documents and history, private and offline."""
+    from edgekit.assistant.folders import Folders
     from edgekit.assistant.host import Options, run
     from edgekit.assistant.packs import user_path
-    from edgekit.assistant.state import Folders
 
     options = Options(
         folders=Folders.of(data_dir),

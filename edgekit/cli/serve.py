@@ -21,7 +21,10 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def command(
-    pack: Annotated[Path, typer.Argument(help="A pack or a compiled variant.")],
+    pack: Annotated[
+        Path | None,
+        typer.Argument(help="A pack or a compiled variant; the assistant's largest by default."),
+    ] = None,
     port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 0,
     host: Annotated[
         str, typer.Option("--host", help="Another address than loopback needs a certificate.")
@@ -65,7 +68,7 @@ def command(
     if (tls_cert is None) != (tls_key is None):
         raise BadInputError("--tls-cert and --tls-key belong together; give both")
     options = Options(
-        pack=pack,
+        pack=pack or known_pack(),
         host=host,
         port=port,
         device=device,
@@ -88,6 +91,22 @@ def command(
             print(_told(serving, state_file, shown), flush=True)
 
     serve(options, ready, Silent() if json else default_progress())
+
+
+def known_pack() -> Path:
+    """The pack that the assistant would begin with.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    from edgekit.assistant.folders import Folders
+    from edgekit.assistant.packs import Packs
+
+    folders = Folders.of(None)
+    best = Packs(folders.data, folders.packs, folders.system_packs).best()
+    if best is None:
+        raise BadInputError("no pack is known here; give one, or let `edgekit assistant` make one")
+    return best
 
 
 def _facts(serving: Serving, state_file: Path | None, token: str) -> dict[str, object]:

@@ -37,10 +37,10 @@ from typing import Any
 import httpx
 
 from edgekit.assistant.engine_host import ServeCommand, serve_command
+from edgekit.assistant.folders import Folders
 from edgekit.assistant.host import Host, Options, hosted
 from edgekit.assistant.packs import KnownPack
 from edgekit.assistant.policy import Policy
-from edgekit.assistant.state import Folders
 from edgekit.assistant.window import Window
 from edgekit.make_pack import pack_variant, student_of
 from edgekit.manifest import Lineage, Manifest, Student, TargetResult, Teacher, Variant

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from harness import fake_pack, fake_serve
 
+from edgekit.assistant.folders import Folders
 from edgekit.assistant.host import Options, run
 from edgekit.assistant.policy import Policy
-from edgekit.assistant.state import Folders
 from edgekit.cli.assistant import print_line
 
 if __name__ == "__main__":
