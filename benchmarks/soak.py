@@ -38,6 +38,7 @@ from edgekit.server.serve import Loader, Options, serve
 
 CHAT = "/v1/chat/completions"
 BLOCK = 1000  # requests between two looks at the server
+CUT = "cut off"  # a model without sense may fill its tokens with blank space
 PATIENCE = 300.0  # seconds
 
 
@@ -104,7 +105,8 @@ class Soak:
         if not body["stream"]:
             answer = await http.post(CHAT, json=body)
             answer.raise_for_status()
-            return str(answer.json()["choices"][0]["message"]["content"])
+            choice = answer.json()["choices"][0]
+            return CUT if choice["finish_reason"] == "length" else choice["message"]["content"]
         text, ended = "", False
         async with http.stream("POST", CHAT, json=body) as answer:
             answer.raise_for_status()
@@ -115,13 +117,16 @@ class Soak:
                     chunk = json.loads(line.removeprefix("data: "))
                     if "error" in chunk:
                         return "error"
-                    text += chunk["choices"][0]["delta"].get("content") or ""
+                    choice = chunk["choices"][0]
+                    text += choice["delta"].get("content") or ""
+                    if choice["finish_reason"] == "length":
+                        text = CUT
                     if text and leave:
                         return "left"
         return text if ended else f"no end after {text!r}"
 
     def _judge(self, number: int, told: str, may_fail: bool) -> None:
-        if told == "left" or (told == "error" and may_fail):
+        if told in ("left", CUT) or (told == "error" and may_fail):
             self.outcomes[told] += 1
             return
         with contextlib.suppress(ValueError):
