@@ -283,7 +283,8 @@ def test_the_owners_policy_is_followed_and_said(tmp_path: Path) -> None:
     with running(tmp_path, pack=None, policy=policy) as assistant:
         http = assistant.http
         assert assistant.state()["policy"] == {
-            "cloud": "forbidden", "mcp": "forbidden", "source": "/etc/edgekit/policy.json",
+            "cloud": "forbidden", "mcp": "forbidden", "endpoint": "forbidden",
+                "source": "/etc/edgekit/policy.json",
         }  # fmt: skip
         cloud = {"name": "n", "base_url": "https://api.example.com/v1", "model": "m"}
         conversation = assistant.conversation()
