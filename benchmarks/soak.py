@@ -2,10 +2,10 @@
 
     python benchmarks/soak.py PACK [--requests 10000] [--concurrency 8] [--fault STEPS]
 
-Every request asks for JSON that holds nothing but a number of its own, which the grammar forces, so
-an answer that reached the wrong client is seen at once; every fourth one streams, every twentieth
-goes away in the middle. After each thousand the server's memory and open files are printed, and at
-the end their growth per thousand after the first.
+Every request asks for JSON that holds nothing but the request's number, one of SCHEMAS, which the
+grammar forces, so an answer that reached the wrong client is seen at once; every fourth streams,
+every twentieth goes away in the middle. After each thousand the server's memory and open files are
+printed, and at the end their growth per thousand after the first.
 
 With `--fault STEPS` the engine fails about every STEPS steps and is made anew. Answers that are not
 streamed must come all the same; streams that had begun may end with an error, but not without one.
@@ -37,6 +37,7 @@ from edgekit.runtimes.batching import BatchEngine, Job, Run
 from edgekit.server.serve import Loader, Options, serve
 
 CHAT = "/v1/chat/completions"
+SCHEMAS = 31  # shares no divisor with the periods of streams and departures
 BLOCK = 1000  # requests between two looks at the server
 CUT = "cut off"  # a model without sense may fill its tokens with blank space
 PATIENCE = 300.0  # seconds
@@ -76,10 +77,11 @@ class Soak:
 
     async def ask(self, http: httpx.AsyncClient, number: int, faults: bool) -> None:
         """One request; counts how it ended."""
-        schema = {"type": "object", "properties": {"n": {"const": number}}, "required": ["n"],
+        own = number % SCHEMAS
+        schema = {"type": "object", "properties": {"n": {"const": own}}, "required": ["n"],
                   "additionalProperties": False}  # fmt: skip
         body: dict[str, Any] = {
-            "messages": [{"role": "user", "content": f"Say {number}."}],
+            "messages": [{"role": "user", "content": f"Say {own}."}],
             "response_format": {
                 "type": "json_schema",
                 "json_schema": {"name": "n", "schema": schema},
@@ -99,7 +101,7 @@ class Soak:
             break
         else:
             told = "refused a hundred times"
-        self._judge(number, told, faults and body["stream"])
+        self._judge(own, told, faults and body["stream"])
 
     async def _answer(self, http: httpx.AsyncClient, body: dict[str, Any], leave: bool) -> str:
         if not body["stream"]:
