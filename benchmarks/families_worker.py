@@ -44,10 +44,10 @@ def reference_job() -> Job:
     logits in float32 transformers."""
     import numpy as np
     import torch
-    from conftest import write_tokenizer
     from families_beyond import AS_PUBLISHED, BEYOND
     from safetensors.torch import load_file, save_file
     from tiny_families import FAMILY_OPTIONS, build_weights
+    from tiny_models import write_tokenizer
     from transformers import AutoModelForCausalLM
 
     from edgekit.progress import Silent

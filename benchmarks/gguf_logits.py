@@ -140,8 +140,8 @@ def divergence(
 def tiny_models(names: list[str], scratch: Path) -> Iterator[tuple[str, Path]]:
     """Random models of the tests, by family."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from conftest import build_model
     from test_gguf_export import OPTIONS
+    from tiny_models import build_model
 
     for name in OPTIONS if names == ["all"] else names:
         directory = scratch / name

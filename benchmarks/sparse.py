@@ -51,7 +51,7 @@ def config(experts: int) -> dict[str, object]:
 def build(directory: Path, experts: int) -> None:
     """A compiled variant with random weights and a tokenizer."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from conftest import write_tokenizer
+    from tiny_models import write_tokenizer
 
     rng = np.random.default_rng(0)
     source, packed = directory / "source", directory / "packed"

@@ -7,7 +7,7 @@ to another origin fails the test that caused it, whatever else it was about.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "assistant"))
 
 from harness import Running, running, wait
-from visits import Visit, launch, why_no_browser
+from visits import Open, Visit, launch, why_no_browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 AS_NEW = {"language": "auto", "theme": "auto", "target": "", "send_key": "enter"}
-Open = Callable[..., Visit]
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Open
 from harness import Running
-from visits import VIEWS, Visit
+from visits import VIEWS, Open, Visit
 
 AXE = Path(os.environ.get("EDGEKIT_NODE_MODULES", "")) / "axe-core" / "axe.min.js"
 ANSWER = (

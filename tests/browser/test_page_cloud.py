@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Open
 from fake_cloud import FakeCloud
 from harness import Running, running, wait
 from playwright.sync_api import Browser
+from visits import Open
 
 from edgekit.assistant.policy import Policy
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import Open
 from harness import Running
+from visits import Open
 
 MANUAL = """# Outdoor unit
 

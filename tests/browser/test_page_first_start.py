@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from conftest import Open
 from harness import fake_pack, running, write_script
 from playwright.sync_api import Browser
+from visits import Open
 
 from edgekit.assistant.demo_job import DemoJob
 

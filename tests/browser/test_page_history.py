@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Open
 from harness import Running
+from visits import Open
 
 
 def filled(assistant: Running) -> list[str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import Open
 from harness import Running
-from visits import Visit
+from visits import Open, Visit
 
 
 def focused(visit: Visit) -> str:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Open
 from harness import Running
+from visits import Open
 
 SERVER = Path(__file__).parents[1] / "assistant" / "mcp_server.py"
 

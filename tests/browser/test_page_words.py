@@ -7,9 +7,8 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from conftest import Open
 from harness import Running
-from visits import VIEWS
+from visits import VIEWS, Open
 
 WEB = Path(str(resources.files("edgekit.assistant.web")))
 LOCALES = {path.stem: json.loads(path.read_text("utf-8")) for path in WEB.glob("locales/*.json")}

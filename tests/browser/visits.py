@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -129,3 +129,6 @@ class Visit:
             self.problems.append(f"request to {request.url}")
         elif "/api/" in request.url and not request.url.endswith("/api/events"):
             self._pending.add(request)
+
+
+Open = Callable[..., Visit]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_tokenizer
+from tiny_models import write_tokenizer
 
 from edgekit.describe import describe
 from edgekit.progress import Silent
