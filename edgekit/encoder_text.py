@@ -5,16 +5,13 @@ Special tokens written in a text are text: a document cannot end its own passage
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from edgekit.errors import BadInputError
-from edgekit.text import TOKENIZER
-
-_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a character: what undecodable input leaves
+from edgekit.text import TOKENIZER, open_tokenizer, whole_characters
 
 
 class PassageTokenizer:
@@ -28,18 +25,7 @@ class PassageTokenizer:
 
     def __init__(self, directory: Path, max_tokens: int) -> None:
         path = directory / TOKENIZER
-        if not path.is_file():
-            raise BadInputError(
-                f"{path} is missing; copy the tokenizer files of the original model there"
-            )
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise BadInputError(
-                f"{path}: not a tokenizer that `tokenizers` reads ({error}); download it again"
-            ) from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = open_tokenizer(directory)
         self._tokenizer.encode_special_tokens = True
         self._max_tokens = max_tokens
         marks = self._tokenizer.encode("a").special_tokens_mask
@@ -57,12 +43,12 @@ class PassageTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, at most ``max_tokens``."""
-        whole = [_SURROGATE.sub("\ufffd", text) for text in texts]
+        whole = [whole_characters(text) for text in texts]
         return [self._cut(encoding) for encoding in self._tokenizer.encode_batch_fast(whole)]
 
     def count(self, text: str) -> int:
         """Tokens of a text before it is cut, special tokens included."""
-        return len(self._tokenizer.encode(_SURROGATE.sub("\ufffd", text)).ids)
+        return len(self._tokenizer.encode(whole_characters(text)).ids)
 
     def _cut(self, encoding: Encoding) -> list[int]:
         ids: list[int] = encoding.ids

@@ -40,20 +40,8 @@ class ChatTokenizer:
     """
 
     def __init__(self, directory: Path) -> None:
-        path = directory / TOKENIZER
-        if not path.is_file():
-            raise BadInputError(
-                f"{path} is missing; copy the tokenizer files of the original model there"
-            )
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise BadInputError(
-                f"{path}: not a tokenizer that `tokenizers` reads ({error}); download it again"
-            ) from error
+        self._tokenizer = open_tokenizer(directory)
         self._encoding = threading.Lock()  # whether special tokens count is the tokenizer's state
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._directory = directory
         settings = _optional_json(directory / "tokenizer_config.json")
         self._special = {
@@ -95,7 +83,7 @@ class ChatTokenizer:
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``; special tokens written in it count only if allowed."""
-        whole = _SURROGATE.sub("\ufffd", text)
+        whole = whole_characters(text)
         with self._encoding:
             self._tokenizer.encode_special_tokens = not allow_special
             return self._tokenizer.encode(whole, add_special_tokens=False).ids
@@ -231,6 +219,33 @@ def _token_text(value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else ""
+
+
+def open_tokenizer(directory: Path) -> Tokenizer:
+    """``tokenizer.json`` of a checkpoint or variant directory; it neither cuts nor pads.
+
+    Raises:
+        BadInputError: it is missing or cannot be read.
+    """
+    path = directory / TOKENIZER
+    if not path.is_file():
+        raise BadInputError(
+            f"{path} is missing; copy the tokenizer files of the original model there"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BadInputError(
+            f"{path}: not a tokenizer that `tokenizers` reads ({error}); download it again"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def whole_characters(text: str) -> str:
+    """``text`` as UTF-8 can hold it: half a character becomes the replacement character."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def _mark(text: str, marks: dict[str, str]) -> str:

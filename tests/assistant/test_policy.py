@@ -126,7 +126,7 @@ def test_listed_commands_are_compared_word_by_word(tmp_path: Path) -> None:
         ["/usr/bin/node"],
         ["/usr/bin/node", "/opt/server.js", "--root=/"],
         ["/usr/bin/node", "/opt/other.js"],
-        ["/tmp/node", "/opt/server.js"],
+        ["/srv/node", "/opt/server.js"],
         ["/usr/bin/node /opt/server.js"],
     ):
         assert "listed" in policy.refuses_mcp(command)

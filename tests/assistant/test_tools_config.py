@@ -87,7 +87,7 @@ def test_batch_file_takes_no_word_that_its_shell_would_interpret(tmp_path: Path,
 
 
 def test_given_variables_win_and_nothing_else_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent")
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/run/agent")
     monkeypatch.setenv("HOME", "/home/a")
     given = environment({"HOME": "/elsewhere", "X": "1"})
     assert given["HOME"] == "/elsewhere" and given["X"] == "1"

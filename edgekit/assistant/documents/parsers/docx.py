@@ -9,7 +9,9 @@ Deleted and hidden text is left out.
 from __future__ import annotations
 
 import io
+import lzma
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from xml.parsers import expat
 
@@ -37,7 +39,7 @@ def parse_docx(data: bytes, limits: Limits) -> Parsed:
         raise UnreadableError("it is protected by a password, or an old .doc with another name")
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError) as error:
         raise UnreadableError("it is not a whole Word document") from error
     with archive:
         _judge(archive, limits)
@@ -114,9 +116,7 @@ def _read(
         parser.Parse(b"", True)
     except (expat.ExpatError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         raise UnreadableError(f"{part} in it is damaged") from error
-    except Exception as error:  # zlib.error, lzma.LZMAError, NotImplementedError
-        if isinstance(error, UnreadableError):
-            raise
+    except (zlib.error, lzma.LZMAError, RuntimeError) as error:  # or a method zipfile has not
         raise UnreadableError(f"{part} in it cannot be unpacked") from error
 
 
