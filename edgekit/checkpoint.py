@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,28 +124,7 @@ class Checkpoint:
 
     def _check_shapes(self) -> None:
         wanted = {spec.source.tensor: spec.source.shape for spec in self.specs}
-        for name, shape in wanted.items():
-            if name not in self.source:
-                raise BadInputError(
-                    f"{self.path}: tensor {name!r} is missing from the weights; "
-                    "download the checkpoint again"
-                )
-            stored = self.source.shape(name)
-            if stored != shape:
-                raise BadInputError(
-                    f"{self.source.path(name)}: {name} has shape {list(stored)} but "
-                    f"config.json implies {list(shape)}; config and weights do not belong "
-                    "together"
-                )
-        rest = [name for name in self.source.names() if name not in wanted]
-        left_out = set(self.architecture.without(rest))
-        for name in rest:
-            if name not in left_out:
-                raise BadInputError(
-                    f"{self.source.path(name)}: {name!r} is not a tensor of a "
-                    f"{self.architecture.model_type} as edgekit knows it and cannot be left out; "
-                    "give a checkpoint without it"
-                )
+        check_tensors(self.path, self.source, wanted, self.architecture)
 
     @property
     def specs(self) -> list[TensorSpec]:
@@ -278,3 +257,47 @@ def copy_tokenizer(source: Path, target: Path, names: Iterable[str] = TOKENIZER_
     for name in names:
         if (source / name).is_file():
             (target / name).write_bytes((source / name).read_bytes())
+
+
+class LeavesOut(Protocol):
+    """A description of a model that knows which tensors of a checkpoint it can do without."""
+
+    @property
+    def model_type(self) -> str:
+        """The ``model_type`` of its config."""
+
+    def without(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that may be left out."""
+
+
+def check_tensors(
+    path: Path,
+    source: SourceWeights,
+    wanted: Mapping[str, tuple[int, ...]],
+    architecture: LeavesOut,
+) -> None:
+    """Refuse weights that are not what the config promises: names and shapes.
+
+    Raises:
+        BadInputError: names the first tensor that is missing, of another shape, or unknown.
+    """
+    for name, shape in wanted.items():
+        if name not in source:
+            raise BadInputError(
+                f"{path}: tensor {name!r} is missing from the weights; "
+                "download the checkpoint again"
+            )
+        stored = source.shape(name)
+        if stored != shape:
+            raise BadInputError(
+                f"{source.path(name)}: {name} has shape {list(stored)} but config.json implies "
+                f"{list(shape)}; config and weights do not belong together"
+            )
+    rest = [name for name in source.names() if name not in wanted]
+    left_out = set(architecture.without(rest))
+    for name in rest:
+        if name not in left_out:
+            raise BadInputError(
+                f"{source.path(name)}: {name!r} is not a tensor of a {architecture.model_type} as "
+                "edgekit knows it and cannot be left out; give a checkpoint without it"
+            )

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.checkpoint import read_config, shard_names
+from edgekit.checkpoint import check_tensors, read_config, shard_names
 from edgekit.encoder import ENCODERS, WORDS, Encoder, describe_encoder
 from edgekit.encoder_settings import EmbeddingSettings, read_settings
-from edgekit.errors import BadInputError
 from edgekit.source_weights import Codes, SourceWeights
 from edgekit.tensorfile import TensorFile
 
@@ -51,27 +50,7 @@ class EncoderCheckpoint:
 
     def _check_shapes(self) -> None:
         wanted = {spec.source.tensor: spec.shape for spec in self.architecture.tensors()}
-        for name, shape in wanted.items():
-            if name not in self.source:
-                raise BadInputError(
-                    f"{self.path}: tensor {name!r} is missing from the weights; download the "
-                    "checkpoint again"
-                )
-            if self.source.shape(name) != shape:
-                raise BadInputError(
-                    f"{self.source.path(name)}: {name} has shape {list(self.source.shape(name))} "
-                    f"but config.json implies {list(shape)}; config and weights do not belong "
-                    "together"
-                )
-        rest = [name for name in self.source.names() if name not in wanted]
-        left_out = set(self.architecture.without(rest))
-        for name in rest:
-            if name not in left_out:
-                raise BadInputError(
-                    f"{self.source.path(name)}: {name!r} is not a tensor of a "
-                    f"{self.architecture.model_type} encoder as edgekit knows it; give a "
-                    "checkpoint without it"
-                )
+        check_tensors(self.path, self.source, wanted, self.architecture)
 
     def float32(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         """One tensor of the architecture as float32, or some of its rows."""

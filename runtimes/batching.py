@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from edgekit.runtimes.engine import Sampling
-from edgekit.text import ChatTokenizer
+from edgekit.runtimes.engine import LoadedModel, Sampling
 
 
 @dataclass(frozen=True)
@@ -85,22 +84,8 @@ class Run(Protocol):
         """Stop it and free its memory; safe to call twice."""
 
 
-class BatchEngine(Protocol):
+class BatchEngine(LoadedModel, Protocol):
     """A loaded model that advances up to ``capacity`` answers together."""
-
-    tokenizer: ChatTokenizer
-
-    @property
-    def runtime(self) -> str:
-        """Either "openvino" or "onnx"."""
-
-    @property
-    def device(self) -> str:
-        """The device that runs it, such as "CPU"."""
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt and answer together."""
 
     @property
     def capacity(self) -> int:
@@ -119,6 +104,3 @@ class BatchEngine(Protocol):
         Raises:
             MissingRuntimeError: the device failed; every run is lost and the engine is of no use.
         """
-
-    def close(self) -> None:
-        """Free the model."""

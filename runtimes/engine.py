@@ -93,8 +93,8 @@ class TokenEvent:
     stats: Stats = field(default_factory=Stats)
 
 
-class Engine(Protocol):
-    """A loaded variant. Not thread safe; one answer at a time."""
+class LoadedModel(Protocol):
+    """What every loaded model says of itself."""
 
     tokenizer: ChatTokenizer
 
@@ -109,6 +109,13 @@ class Engine(Protocol):
     @property
     def context_length(self) -> int:
         """Tokens of prompt and answer together."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+class Engine(LoadedModel, Protocol):
+    """A loaded variant. Not thread safe; one answer at a time."""
 
     def generate(
         self, messages: Sequence[Message], sampling: Sampling = Sampling()
@@ -125,9 +132,6 @@ class Engine(Protocol):
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the rendered conversation."""
-
-    def close(self) -> None:
-        """Free the model."""
 
 
 def load_engine(directory: Path, target: str = "openvino-cpu") -> Engine:

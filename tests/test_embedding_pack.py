@@ -250,7 +250,10 @@ def test_weights_that_do_not_belong_to_the_config_are_refused(copy):
     cases = {
         "is missing from the weights": {n: t for n, t in good.items() if "layer.1.output" not in n},
         "has shape": {**good, "embeddings.LayerNorm.bias": np.zeros(8, np.float32)},
-        "is not a tensor of a bert encoder": {**good, "projection.weight": np.zeros(8, np.float32)},
+        "is not a tensor of a bert as": {
+            **good,
+            "projection.weight": np.zeros(8, np.float32),
+        },
     }
     for sentence, values in cases.items():
         save_file(values, copy / "model.safetensors")

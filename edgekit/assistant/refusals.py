@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import traceback
 
 from edgekit.assistant.history_records import NotFoundError
 from edgekit.assistant.history_store import DamagedError
@@ -54,6 +55,7 @@ def refusal_of(error: Exception) -> RefusalError:
         )
     if isinstance(error, EdgekitError):
         return RefusalError(500, "failed", str(error))
+    traceback.print_exception(error)  # the page gets a sentence, standard error what to mend
     kind = type(error).__name__
     return RefusalError(
         500, "defect", f"a defect of edgekit ({kind}); try again, then please report it"
