@@ -31,7 +31,7 @@ def load_model(directory: Path) -> Model:
                 "model needs floats; give the checkpoint in bfloat16"
             )
         eager = FAMILIES[checkpoint.architecture.model_type].eager
-    with _quiet_transformers():
+    with quiet_transformers():
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(
@@ -63,7 +63,7 @@ def sparse_blocks(model: Model, architecture: Architecture) -> dict[int, Any]:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Loading bars and advice of transformers would land amid ours."""
     from transformers.utils import logging
 
