@@ -36,7 +36,6 @@ from edgekit.distill.standin import (
     perplexity,
 )
 from edgekit.distill.statistics import collect_statistics
-from edgekit.distill.trainable import trainable_parameters
 from edgekit.progress import Silent, default_progress
 from edgekit.recipe import DataSection, ShrinkSection
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences
@@ -76,8 +75,8 @@ def branch_train_mix(dense: Path, sequences: Sequence[TokenSequence], out: Path)
 
 
 def _train(model: Model, sequences: Sequence[TokenSequence]) -> None:
-    parameters = trainable_parameters(model, ["mlp"])
-    optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0)
+    parameters = [p.requires_grad_(True) for n, p in model.named_parameters() if ".mlp." in n]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     order = np.random.default_rng(0).integers(len(sequences), size=(STEPS, BATCH))
     for row in order:
         ids = torch.from_numpy(np.stack([sequences[i].tokens for i in row]).astype(np.int64))

@@ -14,8 +14,14 @@ import torch
 from edgekit.distill.cache import LOWEST, TeacherTargets
 
 
-def top_k_kl(logits: torch.Tensor, targets: TeacherTargets) -> torch.Tensor:
-    """KL(teacher || student) in nats at each position: float32 [T] from logits [T, V]."""
+def top_k_kl(
+    logits: torch.Tensor, targets: TeacherTargets, temperature: float = 1.0
+) -> torch.Tensor:
+    """KL(teacher || student) in nats at each position: float32 [T] from logits [T, V].
+
+    A ``temperature`` other than 1 softens both distributions over the k + 1 outcomes and multiplies
+    the KL by its square, which keeps the size of the gradient (arXiv 1503.02531).
+    """
     logits = logits.float()
     whole = logits.logsumexp(-1)
     chosen = logits.gather(-1, targets.ids) - whole[:, None]
@@ -23,9 +29,22 @@ def top_k_kl(logits: torch.Tensor, targets: TeacherTargets) -> torch.Tensor:
     mass = torch.logaddexp(targets.logprobs.logsumexp(-1), targets.tail)
     teacher = targets.logprobs - mass[:, None]
     teacher_tail = targets.tail - mass
+    chosen_tail = _log_rest(logits, targets.ids) - whole
+    if temperature != 1.0:
+        teacher, teacher_tail = _softened(teacher, teacher_tail, temperature)
+        chosen, chosen_tail = _softened(chosen, chosen_tail, temperature)
     head = (teacher.exp() * (teacher - chosen)).sum(-1)
-    tail = teacher_tail.exp() * (teacher_tail - _log_rest(logits, targets.ids) + whole)
-    return head + tail
+    tail = teacher_tail.exp() * (teacher_tail - chosen_tail)
+    return (head + tail) * temperature**2
+
+
+def _softened(
+    head: torch.Tensor, tail: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities [T, K] and [T] with every outcome's probability to the power 1 / tau."""
+    head, tail = head / temperature, tail / temperature
+    whole = torch.logaddexp(head.logsumexp(-1), tail)
+    return head - whole[:, None], tail - whole
 
 
 def _log_rest(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,16 +111,20 @@ class OpenModel:
         return tensor
 
     def _load(self, names: Iterable[str]) -> None:
+        source = self.checkpoint.source
+        self.put({n: torch.from_numpy(np.array(source.float32(n), order="C")) for n in names})
+
+    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Give the model tensors under their names in the checkpoint's files, routed experts and
+        routers excepted. The parameters that they become are new objects."""
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
-        source = self.checkpoint.source
-        weights = {n: torch.from_numpy(np.array(source.float32(n), order="C")) for n in names}
         config = LoadStateDictConfig(
             weight_mapping=self._mapping, dtype=self.dtype, device_map={"": str(self.device)}
         )
         with quiet_transformers():
-            convert_and_load_state_dict_in_model(self.model, weights, config, None)
+            convert_and_load_state_dict_in_model(self.model, dict(weights), config, None)
         self.model.requires_grad_(False)
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,11 +19,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class TrainingState:
-    """``step`` is the next one to run; ``losses`` has one entry per finished step."""
+    """``step`` is the next one to run; ``losses`` has one entry per finished step; ``before`` is
+    what was measured first, as JSON."""
 
     step: int
     losses: list[float]
-    kl_before: float
+    before: list[Any]
 
 
 def save_state(
@@ -42,8 +44,8 @@ def save_state(
     layout = [TensorInfo(name, "F32", tuple(t.shape)) for name, t in tensors.items()]
     with TensorFileWriter(new / TENSORS, layout) as writer:
         for name, tensor in tensors.items():
-            writer.write(name, tensor.numpy())
-    values = {"step": state.step, "losses": state.losses, "kl_before": state.kl_before}
+            writer.write(name, tensor.cpu().numpy())
+    values = {"step": state.step, "losses": state.losses, "before": state.before}
     (new / "state.json").write_text(json.dumps(values))
     old = directory.with_name(directory.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -71,6 +73,9 @@ def restore_state(
             parameter.copy_(torch.from_numpy(file.float32(f"weight/{name}").copy()))
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(values["step"])),
-                **{m: torch.from_numpy(file.float32(f"{m}/{name}").copy()) for m in MOMENTS},
+                **{
+                    moment: torch.from_numpy(file.float32(f"{moment}/{name}").copy()).to(parameter)
+                    for moment in MOMENTS
+                },
             }
-    return TrainingState(values["step"], values["losses"], values["kl_before"])
+    return TrainingState(values["step"], values["losses"], values["before"])

@@ -1,52 +1,62 @@
 """Heal a student: minimise the KL to the cached teacher, training only a part of the weights.
 
-Interrupted training continues from the last saved state to the same weights, bit for bit: the
-order of the sequences depends on the seed and the step alone, and the state holds the optimizer's
-moments in full precision.
+A nested student (:mod:`edgekit.distill.nested`) is healed as several: every step trains one of its
+prefixes, so that all of them recover together.
+
+Interrupted training continues from the last saved state to the same weights, bit for bit on a CPU:
+the order of the sequences and of the prefixes depends on the seed and the step alone, and the state
+holds the optimizer's moments in full precision.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from edgekit.architecture import TensorSpec
-from edgekit.checkpoint import (
-    Checkpoint,
-    copy_tokenizer,
-    read_json,
-    shard_names,
-    write_checkpoint,
-)
+from edgekit.checkpoint import copy_tokenizer, read_json, shard_names, write_checkpoint
 from edgekit.digests import json_digest
 from edgekit.distill.cache import INDEX, LogitCache
+from edgekit.distill.divergence import Divergence
 from edgekit.distill.fake_quantize import fake_quantize
-from edgekit.distill.loading import Model, load_model
-from edgekit.distill.losses import top_k_kl
-from edgekit.distill.state import TrainingState, restore_state, save_state
-from edgekit.distill.trainable import named_weights, trainable_parameters
+from edgekit.distill.masked import prefix_mask
+from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.state import TrainingState, restore_state
+from edgekit.distill.trainable import is_norm
+from edgekit.distill.trainer import Trainer
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
 from edgekit.rules import require_unpacked
-from edgekit.sequences import equal_length_runs, stacked
+from edgekit.scheme import Scheme
 
-SAVE_EVERY = 25  # steps
-WARMUP = 0.1  # of the steps
-FINAL_RATE = 0.1  # of the learning rate, at the end of the cosine
-CLIP_NORM = 1.0
-FORWARD_TOKENS = 512  # of one forward pass; bounds the memory of the logits
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
-@dataclass(frozen=True)
-class TrainReport:
-    """KL in nats per token: on held-out text before and after, and of every step."""
+class Healed(BaseModel):
+    """A student of ``experts`` per layer (0: dense) on held-out text, before and after training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    experts: int
+    before: Divergence
+    after: Divergence
+
+
+class TrainReport(BaseModel):
+    """KL in nats per token: on held-out text before and after, and of every step.
+
+    ``held_out_kl_*`` are those of the first of ``students``, NaN without held-out text. A step of
+    nested training trains one prefix, so neighbours among ``losses`` may be of different ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int
     trained_parameters: int
@@ -54,6 +64,7 @@ class TrainReport:
     tokens: int
     held_out_kl_before: float
     held_out_kl_after: float
+    students: list[Healed]
     losses: list[float]
 
 
@@ -65,8 +76,15 @@ def train(
     progress: Progress,
     scratch: Path | None = None,
     quantization: QuantizeSection | None = None,
+    *,
+    nested: Sequence[int] = (),
+    temperature: float = 1.0,
+    device: str = "cpu",
 ) -> TrainReport:
     """Train ``student`` on ``cache`` and write the healed checkpoint into ``out``.
+
+    With ``nested`` the experts of ``student`` are in the order of their worth, and the prefixes of
+    so many of them are trained in turn. ``temperature`` softens both distributions.
 
     With ``params.quantization_aware`` every matrix is, during training, what ``quantization`` will
     make of it, so router and norms learn to make up for the rounding (after Norm Tweaking, arXiv
@@ -77,37 +95,50 @@ def train(
         BadInputError: the vocabularies differ, or the student diverged.
     """
     logits = LogitCache(cache)
-    with Checkpoint(student) as checkpoint:
-        architecture = checkpoint.architecture
-        _check_vocabulary(student, architecture.vocab_size, logits)
+    rounding = quantization if params.quantization_aware else None
     torch.manual_seed(params.seed)
-    model = load_model(student)
-    parameters = trainable_parameters(model, params.trainable)
-    if params.quantization_aware and quantization:
-        require_unpacked(params.trainable)
-        fake_quantize(model, architecture, quantization, progress)
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=params.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-    )
-    saved = scratch / "state" if scratch else None
-    state = restore_state(saved, parameters, optimizer)
-    if state is None:
-        state = TrainingState(0, [], held_out_kl(model, logits, progress))
-    tokens = _run(model, parameters, optimizer, logits, params, state, saved, progress)
-    after = held_out_kl(model, logits, progress)
-    _write(model, student, out, params.quantization_aware, progress)
+    with open_model(student, device=device) as opened:
+        _check_vocabulary(student, opened.architecture.vocab_size, logits)
+        if rounding:
+            require_unpacked(params.trainable)
+            fake_quantize(opened, rounding, progress)
+        masks = [prefix_mask(opened.mixtures, count) for count in nested] or [None]
+        trainer = Trainer(opened, logits, params, masks, temperature)
+        saved = scratch / "state" if scratch else None
+        state = restore_state(saved, trainer.parameters, trainer.optimizer)
+        if state is None:
+            state = TrainingState(0, [], [_json(d) for d in trainer.divergences(progress)])
+        before = [Divergence.model_validate(values) for values in state.before if values]
+        tokens = trainer.run(state, saved, progress)
+        _round_as_stored(opened, trainer.parameters)
+        after = [d for d in trainer.divergences(progress) if d]
+        _write(opened, out, rounding, progress)
+        moe = opened.architecture.moe
+        counts = list(nested) or [moe.num_experts if moe else 0]
+        parameters = opened.architecture.parameters()
     return TrainReport(
         steps=params.steps,
-        trained_parameters=sum(p.numel() for p in parameters.values()),
-        parameters=architecture.parameters(),
+        trained_parameters=sum(p.numel() for p in trainer.parameters.values()),
+        parameters=parameters,
         tokens=tokens,
-        held_out_kl_before=state.kl_before,
-        held_out_kl_after=after,
+        held_out_kl_before=before[0].all.value if before else math.nan,
+        held_out_kl_after=after[0].all.value if after else math.nan,
+        students=[
+            Healed(experts=count, before=first, after=last)
+            for count, first, last in zip(counts, before, after, strict=False)
+        ],
         losses=[round(x, 5) for x in state.losses],
     )
 
 
-def training_digest(student: Path, cache: Path, params: DistillSection) -> str:
+def training_digest(
+    student: Path,
+    cache: Path,
+    params: DistillSection,
+    *,
+    nested: Sequence[int] = (),
+    temperature: float = 1.0,
+) -> str:
     """Names what a saved state belongs to: these weights, this cache and these options."""
     files = [(student / name).stat() for name in shard_names(student)]
     return json_digest(
@@ -115,6 +146,8 @@ def training_digest(student: Path, cache: Path, params: DistillSection) -> str:
             "student": [str(student.resolve()), *([f.st_size, f.st_mtime_ns] for f in files)],
             "cache": read_json(cache / INDEX),
             "params": params.model_dump(mode="json"),
+            "nested": list(nested),
+            "temperature": temperature,
         }
     )
 
@@ -127,122 +160,32 @@ def _check_vocabulary(student: Path, vocab_size: int, cache: LogitCache) -> None
         )
 
 
-def _run(
-    model: Model,
-    parameters: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    cache: LogitCache,
-    params: DistillSection,
-    state: TrainingState,
-    saved: Path | None,
-    progress: Progress,
-) -> int:
-    """Train from ``state.step`` to the last step; returns the tokens seen over the whole run."""
-    seen = 0
-    with progress.task("distill", params.steps) as task:
-        for step, batch in enumerate(batches(cache, params)):
-            if step == params.steps:
-                break
-            seen += sum(len(cache.sequences[i].tokens) for i in batch)
-            if step >= state.step:
-                for group in optimizer.param_groups:
-                    group["lr"] = params.learning_rate * schedule(step, params.steps)
-                loss = _step(model, parameters, optimizer, cache, batch)
-                state.losses.append(loss)
-                state.step = step + 1
-                if saved and state.step % SAVE_EVERY == 0:
-                    save_state(saved, state, parameters, optimizer)
-                task.note(f"KL {np.mean(state.losses[-10:]):.3f}")
-            task.advance()
-    return seen
+def _json(divergence: Divergence | None) -> object:
+    return divergence.model_dump(mode="json") if divergence else None
 
 
-def batches(cache: LogitCache, params: DistillSection) -> Iterator[list[int]]:
-    """Sequence numbers of each step, endlessly: epochs shuffled by the seed, whole sequences."""
-    numbers = [i for i, s in enumerate(cache.sequences) if not s.held_out]
-    if not numbers:
-        raise BadInputError(f"{cache.directory}: no sequences to train on; raise [data] tokens")
-    batch: list[int] = []
-    tokens = 0
-    for epoch in range(1 << 31):
-        order = np.random.default_rng((params.seed, epoch)).permutation(numbers)
-        for number in order.tolist():
-            batch.append(number)
-            tokens += len(cache.sequences[number].tokens)
-            if tokens >= params.batch_tokens:
-                yield batch
-                batch, tokens = [], 0
+@torch.no_grad()
+def _round_as_stored(opened: OpenModel, parameters: dict[str, torch.nn.Parameter]) -> None:
+    """Give trained weights the precision that they will be stored in, so that what is measured is
+    what is written; norms are stored as float32."""
+    dtype = FLOATS[opened.checkpoint.dtype]
+    norms = (m for m in opened.model.modules() if is_norm(m))
+    exact = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    for parameter in parameters.values():
+        if id(parameter) not in exact:
+            parameter.copy_(parameter.to(dtype))
 
 
-def schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to ``FINAL_RATE``."""
-    warmup = max(1, round(WARMUP * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    turn = (step - warmup) / max(1, steps - warmup)
-    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * turn))
+def _write(
+    opened: OpenModel, out: Path, rounding: QuantizeSection | None, progress: Progress
+) -> None:
+    checkpoint = opened.checkpoint
+    scheme = Scheme.parse(rounding.scheme if rounding else "none")
+    trained = opened.tensors()
 
+    def tensor(spec: TensorSpec) -> NDArray[np.float32]:
+        return checkpoint.float32(spec.name) if scheme.packing(spec) else trained(spec)
 
-def _step(
-    model: Model,
-    parameters: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    cache: LogitCache,
-    batch: list[int],
-) -> float:
-    total = sum(len(cache.sequences[i].tokens) for i in batch)
-    loss_sum = 0.0
-    for group in _groups(cache, batch):
-        loss = _group_kl(model, cache, group).sum() / total
-        loss.backward()
-        loss_sum += loss.item()
-    if not math.isfinite(loss_sum):
-        raise BadInputError(
-            "[distill] learning_rate: the loss became infinite or NaN; lower it and build again"
-        )
-    torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP_NORM)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss_sum
-
-
-def _groups(cache: LogitCache, numbers: list[int]) -> list[list[int]]:
-    """Sequences of one length together: they need no padding."""
-    chosen = [cache.sequences[n] for n in numbers]
-    return [numbers[begin:end] for begin, end in equal_length_runs(chosen, FORWARD_TOKENS)]
-
-
-def _group_kl(model: Model, cache: LogitCache, group: list[int]) -> torch.Tensor:
-    """KL at every position of sequences of one length."""
-    ids = torch.from_numpy(stacked([cache.sequences[n] for n in group]))
-    logits = model(input_ids=ids, use_cache=False).logits
-    return torch.cat([top_k_kl(rows, cache.targets(n)) for rows, n in zip(logits, group)])
-
-
-@torch.inference_mode()
-def held_out_kl(model: Model, cache: LogitCache, progress: Progress) -> float:
-    """Mean KL over the held-out positions of the cache, nats per token."""
-    groups = _groups(cache, [i for i, s in enumerate(cache.sequences) if s.held_out])
-    total = positions = 0.0
-    with progress.task("measure on held-out text", len(groups)) as task:
-        for group in groups:
-            values = _group_kl(model, cache, group)
-            total, positions = total + float(values.sum()), positions + len(values)
-            task.advance()
-    return total / positions if positions else math.nan
-
-
-def _write(model: Model, student: Path, out: Path, keep_matrices: bool, progress: Progress) -> None:
-    with (
-        Checkpoint(student) as checkpoint,
-        progress.task("write the student", len(checkpoint.specs)) as task,
-    ):
-        weights = named_weights(model, checkpoint.architecture)
-
-        def tensor(spec: TensorSpec) -> NDArray[np.float32]:
-            if keep_matrices and spec.role not in ("norm", "router", "bias"):
-                return checkpoint.float32(spec.name)
-            return weights[spec.name].detach().float().numpy()
-
+    with progress.task("write the student", len(checkpoint.specs)) as task:
         write_checkpoint(out, checkpoint.config, tensor, checkpoint.dtype, task.advance)
-    copy_tokenizer(student, out)
+    copy_tokenizer(checkpoint.path, out)

@@ -1,38 +1,36 @@
-"""Which weights of a loaded model are trained, and how they map to the checkpoint's tensors."""
+"""Which weights of an opened model are trained.
+
+The parts of the recipe's ``trainable`` are found by what a module is and where it stands in a
+layer, because every family names its weights differently.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-import torch
+from torch import nn
 
-from edgekit.architecture import Architecture
-from edgekit.distill.loading import Model, sparse_blocks
+from edgekit.distill.mixture import MixtureBlock
+from edgekit.distill.open_model import OpenModel
+from edgekit.distill.seats import BLOCKS
 from edgekit.errors import BadInputError
 
-# part of the recipe's ``trainable`` -> fragments of transformers' parameter names
-PARTS: dict[str, tuple[str, ...]] = {
-    "router": (".mlp.gate.weight",),
-    "norms": ("norm",),
-    "attention": (".self_attn.",),
-    "experts": (".mlp.experts.",),
-    "mlp": (".mlp.gate_proj.", ".mlp.up_proj.", ".mlp.down_proj."),
-    "embedding": ("embed_tokens", "lm_head"),
-    "all": ("",),
-}
+ROUTER = ("router", "router_bias", "router_scale", "expert_scale")
+CHOICE_ONLY = "correction"  # decides which experts are chosen and nothing else: has no gradient
+FEED_FORWARD = (*BLOCKS, "mlps", "shared_mlp", "router", "experts")  # names in a decoder layer
 
 
-def trainable_parameters(model: Model, parts: Sequence[str]) -> dict[str, torch.nn.Parameter]:
-    """Switch on the gradients of ``parts`` and return them by name.
+def trainable_parameters(opened: OpenModel, parts: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Switch on the gradients of ``parts`` and return them by name, in the model's order.
 
     Raises:
         BadInputError: the model has no such weights.
     """
-    fragments = [f for part in parts for f in PARTS[part]]
+    wanted = {id(p) for part in parts for p in _part(opened, part)}
     chosen = {
         name: parameter
-        for name, parameter in model.named_parameters()
-        if any(f in name for f in fragments)
+        for name, parameter in opened.model.named_parameters()
+        if id(parameter) in wanted and name.rpartition(".")[2] != CHOICE_ONLY
     }
     if not chosen:
         raise BadInputError(
@@ -43,18 +41,38 @@ def trainable_parameters(model: Model, parts: Sequence[str]) -> dict[str, torch.
     return chosen
 
 
-def named_weights(model: Model, architecture: Architecture) -> Mapping[str, torch.Tensor]:
-    """The model's weights under the names of the checkpoint's tensors."""
-    weights = {name: p for name, p in model.named_parameters() if ".mlp.experts." not in name}
-    for layer, experts in sparse_blocks(model, architecture).items():
-        weights[architecture.router(layer) + ".weight"] = model.model.layers[layer].mlp.gate.weight
-        half = experts.gate_up_proj.shape[1] // 2
-        for expert in range(experts.gate_up_proj.shape[0]):
-            parts = {
-                "gate": experts.gate_up_proj[expert, :half],
-                "up": experts.gate_up_proj[expert, half:],
-                "down": experts.down_proj[expert],
-            }
-            for projection, value in parts.items():
-                weights[architecture.expert(layer, expert, projection) + ".weight"] = value
-    return weights
+def _part(opened: OpenModel, part: str) -> Iterator[nn.Parameter]:
+    if part == "all":
+        yield from opened.model.parameters()
+    elif part in ("router", "experts"):
+        for block in opened.mixtures.values():
+            for name, parameter in block.named_parameters(recurse=False):
+                if (name in ROUTER) == (part == "router"):
+                    yield parameter
+    elif part == "norms":
+        for module in opened.model.modules():
+            if is_norm(module):
+                yield from module.parameters()
+    elif part == "embedding":
+        for table in (opened.model.get_input_embeddings(), opened.model.get_output_embeddings()):
+            yield from table.parameters()
+    else:
+        yield from _of_layers(opened, feed_forward=part == "mlp")
+
+
+def _of_layers(opened: OpenModel, feed_forward: bool) -> Iterator[nn.Parameter]:
+    """What the layers have in their dense feed-forwards and shared experts, or in the attention's
+    place, norms inside it included."""
+    for layer in opened.layers:
+        for name, child in layer.named_children():
+            if is_norm(child) or (name in FEED_FORWARD) != feed_forward:
+                continue
+            for module in child.modules():
+                if not isinstance(module, MixtureBlock):
+                    yield from module.parameters(recurse=False)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation; transformers has a class of every family."""
+    name = type(module).__name__
+    return "Norm" in name and not any(True for _ in module.children())

@@ -1,0 +1,208 @@
+"""KL(teacher || model) on held-out text, by domain.
+
+The teacher's distributions come from a logit cache, or are remembered in memory when they are
+needed for one run only. The same sequences measured twice can be compared in pairs, which is much
+finer than the intervals of each: what makes a sequence hard is hard for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from edgekit.bootstrap import FEWEST, LEVEL, RESAMPLES, Interval, mean_interval
+from edgekit.distill.cache import TeacherTargets, top_k_targets
+from edgekit.distill.loading import Model
+from edgekit.distill.losses import top_k_kl
+from edgekit.errors import BadInputError
+from edgekit.progress import Progress
+from edgekit.sequences import TokenSequence, equal_length_runs, stacked
+
+FORWARD_TOKENS = 512  # of one forward pass; bounds the memory of the logits
+EXACT_BYTES = 1 << 28  # whole distributions up to this size, then the largest REMEMBERED and a tail
+REMEMBERED = 256
+BYTES_PER_TARGET = 12  # an int64 and a float32
+
+
+class Targets(Protocol):
+    """Sequences and what the teacher said about them; :class:`edgekit.distill.cache.LogitCache`
+    is one."""
+
+    sequences: list[TokenSequence]
+
+    def targets(self, number: int) -> TeacherTargets:
+        """The teacher's distributions at the positions of sequence ``number``."""
+
+
+@dataclass(frozen=True)
+class RememberedTargets:
+    """Targets in memory; ``top_k`` tokens of each position, which may be the whole vocabulary."""
+
+    sequences: list[TokenSequence]
+    held: list[TeacherTargets]
+    top_k: int
+
+    def targets(self, number: int) -> TeacherTargets:
+        """The teacher's distributions at the positions of sequence ``number``."""
+        return self.held[number]
+
+
+class Divergence(BaseModel):
+    """KL in nats per token, over ``all`` held-out text and by domain."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    all: Interval
+    domains: dict[str, Interval]
+
+    @property
+    def worst_domain(self) -> str:
+        """The domain with the largest KL."""
+        return max(self.domains, key=lambda domain: self.domains[domain].value)
+
+    @property
+    def worst(self) -> float:
+        """The KL of that domain."""
+        return self.domains[self.worst_domain].value
+
+
+@dataclass(frozen=True)
+class Measured:
+    """KL of every position of each sequence: ``values`` float64 [T] each."""
+
+    domains: tuple[str, ...]
+    values: tuple[NDArray[np.float64], ...]
+
+    def divergence(self) -> Divergence:
+        """Means with intervals."""
+        return Divergence(
+            all=mean_interval(self.values),
+            domains={d: mean_interval(v) for d, v in self._by_domain().items()},
+        )
+
+    def worse_than(self, other: Measured) -> bool:
+        """Whether the worst domain is worse than ``other``'s on the same sequences, beyond chance.
+
+        The same draws of whole sequences resample both; with too few sequences in a domain for
+        that, the values themselves are compared.
+        """
+        mine, others = self._by_domain(), other._by_domain()
+        if min(len(v) for v in mine.values()) < FEWEST:
+            return self.divergence().worst > other.divergence().worst
+        difference = _resampled_worst(mine) - _resampled_worst(others)
+        return bool(np.quantile(difference, (1 - LEVEL) / 2) > 0)
+
+    def _by_domain(self) -> dict[str, list[NDArray[np.float64]]]:
+        result: dict[str, list[NDArray[np.float64]]] = {d: [] for d in sorted(set(self.domains))}
+        for domain, values in zip(self.domains, self.values, strict=True):
+            result[domain].append(values)
+        return result
+
+
+def _resampled_worst(domains: dict[str, list[NDArray[np.float64]]]) -> NDArray[np.float64]:
+    """The largest mean of a domain in each of ``RESAMPLES`` draws; the draws depend on the number
+    of sequences alone."""
+    rng = np.random.default_rng(0)
+    means = []
+    for values in domains.values():
+        sums = np.array([v.sum() for v in values])
+        counts = np.array([len(v) for v in values], np.float64)
+        draws = rng.integers(0, len(values), (RESAMPLES, len(values)))
+        means.append(sums[draws].sum(1) / counts[draws].sum(1))
+    result: NDArray[np.float64] = np.max(means, axis=0)
+    return result
+
+
+def held_out_sequences(
+    sequences: Sequence[TokenSequence], per_domain: int = 0
+) -> list[TokenSequence]:
+    """The held-out ones, at most ``per_domain`` of each domain (0: all).
+
+    Raises:
+        BadInputError: a domain of the text, or all of it, has none.
+    """
+    chosen: dict[str, list[TokenSequence]] = {s.domain: [] for s in sequences}
+    for sequence in sequences:
+        found = chosen[sequence.domain]
+        if sequence.held_out and (not per_domain or len(found) < per_domain):
+            found.append(sequence)
+    for domain, found in chosen.items():
+        if not found:
+            raise BadInputError(
+                f"[data] held_out_tokens: the domain {domain!r} has no held-out sequence to "
+                "measure on; raise it"
+            )
+    if not chosen:
+        raise BadInputError("[data] held_out_tokens: there is no text to measure on; raise it")
+    return [sequence for found in chosen.values() for sequence in found]
+
+
+@torch.no_grad()
+def remember(
+    model: Model, sequences: Sequence[TokenSequence], progress: Progress
+) -> RememberedTargets:
+    """What ``model`` says about ``sequences``, kept in memory."""
+    positions = sum(len(s.tokens) for s in sequences)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    fits = positions * vocabulary * BYTES_PER_TARGET <= EXACT_BYTES
+    top_k = vocabulary if fits else min(REMEMBERED, vocabulary)
+    held: list[TeacherTargets] = []
+    with progress.task("remember the teacher's answers", positions) as task:
+        for begin, end in equal_length_runs(sequences, FORWARD_TOKENS):
+            for rows in _logits(model, sequences[begin:end]):
+                held.append(_on(top_k_targets(rows, top_k), torch.device("cpu")))
+                task.advance(len(rows))
+    return RememberedTargets(list(sequences), held, top_k)
+
+
+@torch.no_grad()
+def measure(model: Model, targets: Targets, progress: Progress, name: str = "model") -> Measured:
+    """KL at every position of the held-out sequences of ``targets``."""
+    numbers = [i for i, s in enumerate(targets.sequences) if s.held_out]
+    found: dict[int, NDArray[np.float64]] = {}
+    total = sum(len(targets.sequences[n].tokens) for n in numbers)
+    with progress.task(f"measure {name} on held-out text", total) as task:
+        for group in equal_length_groups(targets, numbers):
+            for number, values in zip(group, kl_by_sequence(model, targets, group), strict=True):
+                found[number] = values.double().cpu().numpy()
+                task.advance(len(values))
+    domains = tuple(targets.sequences[n].domain for n in numbers)
+    return Measured(domains, tuple(found[n] for n in numbers))
+
+
+def equal_length_groups(targets: Targets, numbers: Sequence[int]) -> list[list[int]]:
+    """Neighbours of one length together: they need no padding."""
+    chosen = [targets.sequences[n] for n in numbers]
+    runs = equal_length_runs(chosen, FORWARD_TOKENS)
+    return [list(numbers[begin:end]) for begin, end in runs]
+
+
+def kl_by_sequence(
+    model: Model, targets: Targets, group: Sequence[int], temperature: float = 1.0
+) -> list[torch.Tensor]:
+    """KL float32 [T] of each of the sequences ``group``, which have one length."""
+    logits = _logits(model, [targets.sequences[n] for n in group])
+    return [
+        top_k_kl(rows, _on(targets.targets(n), rows.device), temperature)
+        for rows, n in zip(logits, group, strict=True)
+    ]
+
+
+def _logits(model: Model, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    """[B, T, V] of sequences of one length."""
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(stacked(sequences)).to(device)
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def _on(targets: TeacherTargets, device: torch.device) -> TeacherTargets:
+    return TeacherTargets(
+        targets.ids.to(device), targets.logprobs.to(device), targets.tail.to(device)
+    )
