@@ -81,6 +81,8 @@ class OpenModel:
         for index in range(number * self.parts, (number + 1) * self.parts):
             if index in self.mixtures:
                 read_mixture(self.checkpoint, index, self.mixtures[index], self.device)
+        if FAMILIES[self.architecture.model_type].ignored:
+            _fill_unused(self.layers[number], self.device)
 
     def drop_layer(self, number: int) -> None:
         """Free the weights of a layer."""
@@ -201,6 +203,18 @@ def _stored_by_layer(checkpoint: Checkpoint, parts: int) -> dict[int, list[str]]
         if number >= 0:
             stored[number][name] = None
     return {number: list(names) for number, names in stored.items()}
+
+
+def _fill_unused(layer: nn.Module, device: torch.device) -> None:
+    """Zeros for what the architecture does without and the checkpoint left out.
+
+    Every tensor of the architecture is in a checkpoint that was opened, so nothing else is missing.
+    """
+    for module in layer.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                zeros = torch.zeros_like(parameter, device=device)
+                setattr(module, name, nn.Parameter(zeros, requires_grad=False))
 
 
 def _layer_prefix(name: str) -> str:
