@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
-from edgekit.distill.documents import read_documents, require_goal
+from edgekit.distill.documents import read_documents, read_domains, require_goal
 from edgekit.distill.loading import Model, load_model
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress, Task
@@ -80,11 +80,13 @@ def make_sequences(
         _check_tokens(teacher, architecture.vocab_size, [s.tokens for s in sequences])
         source = ", ".join(Path(f).name for f in params.files)
     else:
+        sequences = read_domains(tokenizer, params)
+        _check_tokens(teacher, architecture.vocab_size, [s.tokens for s in sequences])
         rows = plan_rows(tokenizer, params)
         pools = {(row.domain, row.held_out): row.prompts for row in rows}  # the same in all rows
         _check_tokens(teacher, architecture.vocab_size, [*itertools.chain(*pools.values())])
-        sequences = _generate(teacher, tokenizer, params, rows, progress, scratch)
-        source = "prompts of edgekit continued by the teacher"
+        sequences += _generate(teacher, tokenizer, params, rows, progress, scratch)
+        source = "prompts of edgekit continued by the teacher" if rows else "files"
     write_sequences(out / FILE_NAME, sequences)
     return DataReport(
         sequences=len(sequences),
@@ -109,7 +111,7 @@ def _check_tokens(
             f"{teacher}: the tokenizer and its chat template make no token of a prompt; copy the "
             "tokenizer files of the original model there"
         )
-    highest = max(int(np.max(tokens)) for tokens in encoded)
+    highest = max((int(np.max(tokens)) for tokens in encoded), default=0)
     if highest >= vocab_size:
         raise BadInputError(
             f"{teacher}: the tokenizer gives token {highest} but the model has {vocab_size}; they "
@@ -135,16 +137,25 @@ class Row:
 
 
 def plan_rows(tokenizer: ChatTokenizer, params: DataSection) -> list[Row]:
-    """Rows of ``sequence_length`` for both splits, domains in turn, prompts rotated."""
+    """Rows of ``sequence_length`` for both splits of the domains without files, each as often as
+    its weight says, prompts rotated."""
     pools = _encode_prompts(tokenizer, params)
+    shares = params.shares()
+    prompted = {name: shares[name] for name in shares if not params.domains[name].files}
+    total = sum(prompted.values())
     rows: list[Row] = []
     for held_out, goal in ((False, params.tokens), (True, params.held_out_tokens)):
-        for number in range(-(-goal // params.sequence_length)):
-            domain = params.domains[number % len(params.domains)]
+        count = -(-round(goal * total) // params.sequence_length)
+        taken = dict.fromkeys(prompted, 0)
+        for number in range(count):
+            # the domain that is furthest behind its share; equal ones in turn
+            due = {d: w / total * (number + 1) - taken[d] for d, w in prompted.items()}
+            domain = max(due, key=lambda d: round(due[d], 9))
             pool = pools[domain, held_out]
             # a stride that shares no factor with the pool starts each row at another prompt
-            start = (number // len(params.domains)) * 3 % len(pool)
+            start = taken[domain] * 3 % len(pool)
             rows.append(Row(domain, held_out, pool[start:] + pool[:start]))
+            taken[domain] += 1
     return rows
 
 
@@ -153,8 +164,8 @@ def _encode_prompts(
 ) -> dict[tuple[str, bool], list[list[int]]]:
     pools: dict[tuple[str, bool], list[list[int]]] = {}
     prompts = load_prompts()
-    for domain in params.domains:
-        for index, text in enumerate(prompts[domain]):
+    for domain, section in params.domains.items():
+        for index, text in enumerate([] if section.files else prompts[domain]):
             if domain in RAW_DOMAINS:
                 tokens = tokenizer.encode(text)
             else:

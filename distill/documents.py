@@ -75,6 +75,29 @@ def read_documents(tokenizer: ChatTokenizer, params: DataSection) -> list[TokenS
     return pools[False] + pools[True]
 
 
+def read_domains(tokenizer: ChatTokenizer, params: DataSection) -> list[TokenSequence]:
+    """Sequences of the domains of ``params`` that have files, in proportion to their weights.
+
+    Raises:
+        BadInputError: as :func:`read_documents`, for the first domain that has too little text.
+    """
+    sequences: list[TokenSequence] = []
+    for name, share in params.shares().items():
+        files = params.domains[name].files
+        if not files:
+            continue
+        part = params.model_copy(
+            update={
+                "files": files,
+                "tokens": round(params.tokens * share),
+                "held_out_tokens": round(params.held_out_tokens * share),
+            }
+        )
+        found = read_documents(tokenizer, part)
+        sequences += [TokenSequence(s.tokens, name, s.held_out) for s in found]
+    return sequences
+
+
 def _fraction(text: str, seed: int) -> float:
     digest = hashlib.sha256(f"{seed}\0{text}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -14,14 +14,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from edgekit.errors import BadInputError
 from edgekit.scheme import SCHEMES
 
-Domain = Literal["chat", "prose", "code", "math", "tools", "chinese"]
-DOMAINS: tuple[Domain, ...] = ("chat", "prose", "code", "math", "tools", "chinese")
+DOMAINS = ("chat", "prose", "code", "math", "tools", "chinese")  # that edgekit has prompts of
 Trainable = Literal["router", "norms", "attention", "experts", "mlp", "embedding", "all"]
 Target = Literal["openvino-cpu", "openvino-gpu", "openvino-npu", "onnx-cpu", "onnx-dml"]
 SchemeName = Literal["none", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-channel"]
@@ -52,6 +60,20 @@ class StudentSection(Section):
     model: str = Field(min_length=1, description="same forms as teacher.model")
 
 
+class DomainSection(Section):
+    """``[data.domains.NAME]``: a domain's share of the text, and the user's files for it."""
+
+    weight: float = Field(1.0, gt=0, le=1e6, allow_inf_nan=False, description="relative share")
+    files: tuple[str, ...] = Field(
+        (), description=".txt, .jsonl or .parquet; empty: edgekit's prompts of that name"
+    )
+
+
+def _as_tables(value: Any) -> Any:
+    """A list of names means domains of equal weight."""
+    return {name: {} for name in value} if isinstance(value, tuple) else value
+
+
 class DataSection(Section):
     """``[data]``: text for calibration, distillation and evaluation."""
 
@@ -60,7 +82,10 @@ class DataSection(Section):
         max_length=255,  # a file is a domain, and sequences store the domain in one byte
         description=".txt, .jsonl or .parquet, up to 255; empty: prompts continued by the teacher",
     )
-    domains: tuple[Domain, ...] = Field(DOMAINS, min_length=1, description="prompt domains")
+    domains: Annotated[dict[str, DomainSection], BeforeValidator(_as_tables)] = Field(
+        DOMAINS, validate_default=True, min_length=1, max_length=255,
+        description="a list of edgekit's domains, or a table for each with weight and files",
+    )  # fmt: skip
     tokens: int = Field(
         8192, ge=0, le=10**10, description="tokens for calibration and training; 0: none"
     )
@@ -71,6 +96,22 @@ class DataSection(Section):
         256, ge=16, le=131_072, description="tokens per sequence, at most the teacher's context"
     )
     seed: int = Field(0, ge=0, lt=2**32)
+
+    def shares(self) -> dict[str, float]:
+        """Each domain's share of the tokens; they add up to 1."""
+        total = sum(domain.weight for domain in self.domains.values())
+        return {name: domain.weight / total for name, domain in self.domains.items()}
+
+    @field_validator("domains")
+    @classmethod
+    def _domains_have_text(cls, domains: dict[str, DomainSection]) -> dict[str, DomainSection]:
+        for name, domain in domains.items():
+            if not domain.files and name not in DOMAINS:
+                raise PydanticCustomError(
+                    "domain",
+                    f"domain {name!r} is none of {', '.join(DOMAINS)} and names no files",
+                )
+        return domains
 
 
 class ShrinkSection(Section):
@@ -236,6 +277,8 @@ def _sentence(error: ValidationError, source: str) -> str:
     location = first["loc"]
     table = ".".join(str(part) for part in location[:-1])
     where = f"{source}: [{table}] {location[-1]}" if table else f"{source}: {location[-1]}"
+    if first["type"] == "domain":
+        return f"{where}: {first['msg']}; correct it"
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key{_nearest(location)}; see docs/recipe.md for all keys"
     if first["type"] == "missing":
@@ -247,9 +290,10 @@ def _sentence(error: ValidationError, source: str) -> str:
 
 def _nearest(location: tuple[int | str, ...]) -> str:
     fields: dict[str, FieldInfo] = Recipe.model_fields
-    for part in location[:-1]:
-        if isinstance(part, str):
-            fields = SECTIONS[part].model_fields
+    if location[:2] == ("data", "domains"):
+        fields = DomainSection.model_fields
+    elif isinstance(location[0], str) and len(location) > 1:
+        fields = SECTIONS[location[0]].model_fields
     close = difflib.get_close_matches(str(location[-1]), fields, n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(fields)})"
 

@@ -76,7 +76,13 @@ CASES = [
     ({"data": {"tokens": -1}}, r"\[data\] tokens: .*greater than or equal to 0, got -1"),
     ({"data": {"held_out_tokens": -1}}, r"\[data\] held_out_tokens"),
     ({"data": {"files": ["a.txt"] * 256}}, r"\[data\] files: .*at most 255"),
-    ({"data": {"domains": ["chat", "poetry"]}}, r"\[data\.domains\] 1"),
+    ({"data": {"domains": ["chat", "poetry"]}}, r"\[data\] domains: domain 'poetry' is none of"),
+    ({"data": {"domains": {"law": {"weight": 2.0}}}}, "domain 'law' .* names no files"),
+    ({"data": {"domains": {"chat": {"weight": 0.0}}}}, r"\[data\.domains\.chat\] weight"),
+    (
+        {"data": {"domains": {"chat": {"wieght": 1.0}}}},
+        "wieght: unknown key, did you mean 'weight'",
+    ),
     ({"student": {"model": "s"}, "shrink": {"keep": 0.5}}, "exclude each other"),
     ({"teacher": {}}, r"\[teacher\] model: this key is missing"),
 ]
@@ -136,3 +142,14 @@ def test_any_valid_recipe_survives_toml(values):
     again = parse_recipe(tomllib.loads(recipe.to_toml()), "r")
     assert again == recipe and isinstance(again, Recipe)
     assert parse_recipe(tomllib.loads(tomli_w.dumps(values)), "r").digest() == recipe.digest()
+
+
+def test_domains_as_a_list_have_equal_shares_and_as_tables_their_weights():
+    equal = parse_recipe({**MINIMAL, "data": {"domains": ["chat", "code"]}}, "r").data
+    assert equal.shares() == {"chat": 0.5, "code": 0.5}
+    tables = {"chat": {}, "law": {"weight": 3.0, "files": ["law.jsonl"]}}
+    mixed = parse_recipe({**MINIMAL, "data": {"domains": tables}}, "r")
+    assert mixed.data.shares() == {"chat": 0.25, "law": 0.75}
+    import tomllib
+
+    assert parse_recipe(tomllib.loads(mixed.to_toml()), "r") == mixed

@@ -224,3 +224,21 @@ def test_a_teacher_whose_weights_are_not_numbers_is_named(tiny_mixtral, tmp_path
     save_file(weights, teacher / "model.safetensors", {"format": "pt"})
     with pytest.raises(BadInputError, match=f"{teacher}: the model's logits are not finite"):
         make_sequences(teacher, SMALL, tmp_path, Silent())
+
+
+def test_a_mix_has_prompts_and_files_in_proportion_to_their_weights(tiny_mixtral, tmp_path):
+    path = tmp_path / "tickets.txt"
+    path.write_text("\n\n".join(f"{i} " + "the quick brown fox " * 40 for i in range(200)))
+    domains = {
+        "chat": {"weight": 1.0},
+        "code": {"weight": 3.0},
+        "support": {"weight": 4.0, "files": (str(path),)},
+    }
+    params = DataSection(domains=domains, tokens=1024, held_out_tokens=256, sequence_length=32)
+    (tmp_path / "out").mkdir()
+    report = make_sequences(tiny_mixtral, params, tmp_path / "out", Silent())
+    assert report.calibration_tokens == {"support": 512, "chat": 128, "code": 384}
+    assert report.held_out_tokens["support"] == 128
+    rows = [row.domain for row in plan_rows(ChatTokenizer(tiny_mixtral), params)][:16]
+    for length in range(1, 17):  # in proportion from the beginning, not only at the end
+        assert abs(rows[:length].count("code") - 0.75 * length) <= 1
