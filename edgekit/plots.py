@@ -14,7 +14,10 @@ from edgekit.evaluate import EvaluationReport
 INK, ACCENT, PALE = "#1f2933", "#0b7285", "#9bd1d9"
 
 
-def _figure(width: float = 6.2, height: float = 3.2, columns: int = 1) -> tuple[Any, Any]:
+def new_figure(
+    width: float = 6.2, height: float = 3.2, columns: int = 1, rows: int = 1
+) -> tuple[Any, Any]:
+    """An empty figure in the report's style, in inches, and its axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -24,10 +27,11 @@ def _figure(width: float = 6.2, height: float = 3.2, columns: int = 1) -> tuple[
         {"svg.hashsalt": "edgekit", "font.size": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.edgecolor": INK, "text.color": INK}
     )  # fmt: skip
-    return pyplot.subplots(1, columns, figsize=(width, height), constrained_layout=True)
+    return pyplot.subplots(rows, columns, figsize=(width, height), constrained_layout=True)
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
+    """The figure as SVG text; it is closed."""
     from matplotlib import pyplot
 
     buffer = io.StringIO()
@@ -38,7 +42,7 @@ def _svg(figure: Any) -> str:
 
 def size_against_quality(evaluation: EvaluationReport) -> str:
     """Teacher and student: size on disk against perplexity on held-out text."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     quality = evaluation.results[0].quality["all"]
     points = [("teacher", evaluation.teacher_bytes, quality.teacher_perplexity, INK)]
     points += [
@@ -59,12 +63,12 @@ def size_against_quality(evaluation: EvaluationReport) -> str:
     axes.margins(x=0.3, y=0.3)
     axes.set_xlabel("size, MB")
     axes.set_ylabel("perplexity (95 % interval)")
-    return _svg(figure)
+    return svg(figure)
 
 
 def loss_curve(losses: Sequence[float]) -> str:
     """KL of every step and its running mean."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     steps = np.arange(1, len(losses) + 1)
     axes.plot(steps, losses, color=PALE, linewidth=0.8, label="step")
     window = max(1, min(20, len(losses) // 5))
@@ -73,12 +77,12 @@ def loss_curve(losses: Sequence[float]) -> str:
     axes.set_xlabel("step")
     axes.set_ylabel("KL to the teacher, nats per token")
     axes.legend(frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def expert_usage(report: Mapping[str, Any]) -> str:
     """Share of routed tokens per layer and expert, before and after shrinking."""
-    figure, axes = _figure(7.2, 3.6, columns=2)
+    figure, axes = new_figure(7.2, 3.6, columns=2)
     before, after = np.array(report["usage_before"]), np.array(report["usage_after"])
     for panel, values, title in zip(
         axes, (before, after), ("before", "after (most worthy first)"), strict=True
@@ -89,12 +93,12 @@ def expert_usage(report: Mapping[str, Any]) -> str:
         panel.set_xlabel("expert")
         panel.set_ylabel("sparse layer")
     figure.colorbar(image, ax=axes, label="share of routed tokens")
-    return _svg(figure)
+    return svg(figure)
 
 
 def domain_kl(evaluation: EvaluationReport) -> str:
     """KL per domain and target with intervals."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     names = sorted(evaluation.domains)
     width = 0.8 / len(evaluation.results)
     for index, result in enumerate(evaluation.results):
@@ -108,4 +112,4 @@ def domain_kl(evaluation: EvaluationReport) -> str:
     axes.set_xticks(np.arange(len(names)) + 0.4 - width / 2, names)
     axes.set_ylabel("KL, nats per token")
     axes.legend(frameon=False)
-    return _svg(figure)
+    return svg(figure)
