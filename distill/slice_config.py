@@ -7,15 +7,19 @@ they are, so what a family derives from the hidden size is stated, or the family
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from edgekit.architecture import Architecture
+from edgekit.atomic import write_json
 from edgekit.config_values import ConfigReader
 from edgekit.describe import describe, family_of
 from edgekit.errors import BadInputError
 from edgekit.families import Family, Key
 from edgekit.family_values import lookup
+from edgekit.quantize.reference import plain_config
 
 # transformers 5.5 has heads of hidden_size in these, whatever head_dim says
 HEADS_FOLLOW = ("cohere2", "helium")
@@ -118,6 +122,27 @@ def set_value(config: Config, key: Key, value: int) -> None:
     inner = _holder(config, name)
     old = inner.get(_leaf(name))
     inner[_leaf(name)] = [value] * len(old) if isinstance(old, list) else value
+
+
+def check_with_transformers(config: Mapping[str, Any], source: str) -> None:
+    """Ask transformers whether it takes a config, which it checks in ways of its own.
+
+    Raises:
+        BadInputError: it does not; llama, for one, wants a multiple of the number of heads.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    with tempfile.TemporaryDirectory() as directory:
+        write_json(Path(directory) / "config.json", plain_config(dict(config)))
+        try:
+            AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        except (StrictDataclassError, ValueError, TypeError) as error:
+            reason = str(error.__cause__ or error).strip().rstrip(".")
+            raise BadInputError(
+                f"{source}: transformers would not load the sliced model ({reason}); choose other "
+                "sizes or layers"
+            ) from error
 
 
 def _holder(config: Config, name: str) -> Config:

@@ -25,7 +25,11 @@ from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
 from edgekit.describe import describe
 from edgekit.distill.divergence import Divergence, held_out_sequences, measure, remember
 from edgekit.distill.open_model import open_model
-from edgekit.distill.slice_config import narrower_feed_forward, narrower_hidden
+from edgekit.distill.slice_config import (
+    check_with_transformers,
+    narrower_feed_forward,
+    narrower_hidden,
+)
 from edgekit.distill.slice_hidden import (
     Cut,
     Indices,
@@ -57,8 +61,9 @@ class WidthOptions:
 class SlicedPart(BaseModel):
     """What stayed of one part of a layer: "dense", "experts", "shared" or "convolution".
 
-    ``worth`` is the share of the squared worth of all neurons that those which stay have, ``digest``
-    the sha256 of their indices, over all experts.
+    ``worth`` is the share of all neurons' squared worth that lies in those that stay, ``digest``
+    the sha256 of their indices, both over all experts. ``unreached`` counts experts that no token
+    of the calibration text was routed to; of these the first neurons stay.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,6 +73,7 @@ class SlicedPart(BaseModel):
     size_before: int
     size_after: int
     worth: float
+    unreached: int
     digest: str
 
 
@@ -172,11 +178,23 @@ def plan_sizes(
     source, step = str(checkpoint.path / "config.json"), options.multiple_of
     config = narrower_feed_forward(checkpoint.config, options.feed_forward, step, source)
     narrower = describe(config, source)
+    if options.feed_forward < 1.0 and narrower.parameters() == checkpoint.architecture.parameters():
+        raise _nothing("feed_forward", options.feed_forward, step, source)
     final = narrower_hidden(config, options.hidden, step, source)
     architecture = describe(final, source)
     if architecture.hidden_size != narrower.hidden_size:
         check_hidden(narrower, architecture, source)
+    elif options.hidden < 1.0:
+        raise _nothing("hidden", options.hidden, step, source)
+    check_with_transformers(final, source)
     return narrower, architecture, final
+
+
+def _nothing(name: str, share: float, step: int, source: str) -> BadInputError:
+    return BadInputError(
+        f"{source}: {name} {share} takes nothing away, since sizes are rounded to multiples of "
+        f"{step}; choose a smaller share or multiple_of"
+    )
 
 
 def plan_width(checkpoint: Checkpoint, importance: Importance, options: WidthOptions) -> WidthPlan:
@@ -287,6 +305,7 @@ def _sliced_part(
         size_before=len(importance.neurons[modules[0]]),
         size_after=len(plan.neurons[modules[0]]),
         worth=kept_worth / all_worth if all_worth else 1.0,
+        unreached=sum(not importance.neurons[module].any() for module in modules),
         digest=digest.hexdigest(),
     )
 
