@@ -26,8 +26,10 @@ from edgekit.architecture import TensorSpec
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
 from edgekit.describe import describe
 from edgekit.distill.calibration import make_sequences
+from edgekit.distill.collect import collect
+from edgekit.distill.keep import choose
 from edgekit.distill.loading import Model, load_model
-from edgekit.distill.shrink import choose, write_with_experts
+from edgekit.distill.prune import write_pruned
 from edgekit.distill.standin import (
     StandInOptions,
     layer_inputs,
@@ -35,7 +37,6 @@ from edgekit.distill.standin import (
     mixtral_config,
     perplexity,
 )
-from edgekit.distill.statistics import collect_statistics
 from edgekit.progress import Silent, default_progress
 from edgekit.recipe import DataSection, ShrinkSection
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences
@@ -96,20 +97,19 @@ def drop_a_quarter(teacher: Path, sequences: Sequence[TokenSequence], work: Path
     """Print what each way to choose costs."""
     held_out = [s for s in sequences if s.held_out]
     calibration = [s for s in sequences if not s.held_out][:48]
+    statistics = collect(teacher, calibration, work / teacher.name / "statistics", Silent())
+    whole = log_probabilities(load_model(teacher), held_out)
     with Checkpoint(teacher) as checkpoint:
         moe = checkpoint.architecture.moe
         assert moe is not None
-        model = load_model(teacher)
-        statistics = collect_statistics(model, checkpoint.architecture, calibration, Silent())
-        whole = log_probabilities(model, held_out)
-        del model
         ways = [ShrinkSection(keep=0.75, criterion=c) for c in ("reap", "frequency")]
         ways += [ShrinkSection(keep=0.75, criterion="random", seed=s) for s in range(3)]
         keep = round(0.75 * moe.num_experts)
         for way in ways:
             with tempfile.TemporaryDirectory(dir=work) as directory:
                 out = Path(directory)
-                write_with_experts(checkpoint, choose(statistics, keep, way), out, Silent())
+                choice = choose(statistics, moe, keep, way.criterion, way.seed)
+                write_pruned(checkpoint, choice.kept, out, Silent())
                 smaller = load_model(out)
             value = perplexity(smaller, held_out, Silent())
             fewer = log_probabilities(smaller, held_out)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from edgekit.architecture import Architecture
 from edgekit.checkpoint import Checkpoint
 from edgekit.distill.transformers_repairs import repair
 from edgekit.errors import BadInputError
@@ -47,19 +46,6 @@ def load_model(directory: Path) -> Model:
     model.eval()
     model.requires_grad_(False)
     return model
-
-
-def sparse_blocks(model: Model, architecture: Architecture) -> dict[int, Any]:
-    """The ``experts`` module of every sparse layer.
-
-    It holds ``gate_up_proj`` [E, 2 I, H] and ``down_proj`` [E, H, I] and is called with hidden
-    states [T, H], expert indices [T, k] and weights [T, k].
-    """
-    return {
-        index: layer.mlp.experts
-        for index, layer in enumerate(model.model.layers)
-        if architecture.is_sparse(index)
-    }
 
 
 @contextlib.contextmanager

@@ -1,135 +1,218 @@
-"""Fewer experts: choose which stay, and write the smaller checkpoint.
+"""Fewer experts: measure them once, choose which stay, write the smaller checkpoint, prove it.
 
-The experts that stay are stored in the order of their worth, so that every prefix of them is the
-choice one would have made for a smaller student.
+With ``nested`` all experts stay, stored in the order of their worth, so that every prefix of them
+is a smaller student over the same file.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
-from edgekit.architecture import Architecture, TensorSpec
 from edgekit.atomic import write_json
-from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
-from edgekit.describe import describe
-from edgekit.distill.loading import load_model
-from edgekit.distill.statistics import ExpertStatistics, collect_statistics
+from edgekit.checkpoint import Checkpoint, read_json
+from edgekit.distill.automatic import AutomaticReport, Candidate, choose_by_measurement
+from edgekit.distill.collect import checkpoint_digest, collect
+from edgekit.distill.criteria import CRITERIA, scores
+from edgekit.distill.divergence import held_out_sequences, remember
+from edgekit.distill.keep import Choice, Kept, choose, enough_text
+from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.prune import check_pruned, masked_logits, write_pruned
+from edgekit.distill.skew import skew
+from edgekit.distill.statistics import Statistics, require_same, require_whole
+from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.recipe import ShrinkSection
 from edgekit.rules import experts_to_keep
-from edgekit.sequences import FILE_NAME, read_sequences
+from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences, sequences_digest
 
+STATISTICS = "statistics.safetensors"
+KEEP_MAP = "experts.json"
+CONTROLS = 3  # random keep-sets that are measured beside the criteria
+MEASURED_PER_DOMAIN = 32  # held-out sequences, at most
 USAGE_SEQUENCES = 16
-Kept = dict[int, list[int]]  # sparse layer -> original experts, most worthy first
 
 
-@dataclass(frozen=True)
-class ShrinkReport:
-    """What was kept. ``usage_*`` are shares of routed tokens [layers][experts]."""
+class ShrinkReport(BaseModel):
+    """What was kept and why. ``saliency`` [layers][experts] by the chosen criterion; ``usage_*``
+    are shares of routed tokens [layers][experts], by domain too. ``overlap``: of the keep-sets of
+    two halves of the text, per layer. ``notes`` are sentences for a person."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     criterion: str
+    seed: int
+    calibration: str
     experts_before: int
     experts_after: int
     parameters_before: int
     parameters_after: int
-    kept: Kept
+    kept: dict[int, list[int]]
+    protected: dict[int, list[int]]
+    exchanged: dict[int, list[int]]
+    overlap: list[float]
+    saliency: list[list[float]]
     usage_before: list[list[float]]
     usage_after: list[list[float]]
+    usage_by_domain: dict[str, list[list[float]]]
+    automatic: AutomaticReport | None
+    notes: list[str]
 
 
 def shrink(
-    model: Path, sequences: Path, params: ShrinkSection, out: Path, progress: Progress
+    model: Path,
+    sequences: Path,
+    params: ShrinkSection,
+    out: Path,
+    progress: Progress,
+    scratch: Path,
+    statistics: Path | None = None,
 ) -> ShrinkReport:
     """Write ``model`` with a part of its experts into the existing, empty directory ``out``.
 
+    ``scratch`` keeps what an interrupted pass has measured; ``statistics`` is a file of an earlier
+    pass over the same checkpoint.
+
     Raises:
-        BadInputError: the model is dense, or too few experts would stay for its ``top_k``.
+        BadInputError: the model is dense, or too few experts would stay for its router.
     """
+    text = read_sequences(sequences / FILE_NAME)
     with Checkpoint(model) as checkpoint:
         architecture = checkpoint.architecture
         keep = experts_to_keep(architecture, params.keep, str(model))
-        text = [s for s in read_sequences(sequences / FILE_NAME) if not s.held_out]
-        loaded = load_model(model)
-        before = collect_statistics(loaded, architecture, text, progress)
-        del loaded
-        kept = choose(before, keep, params)
-        smaller = write_with_experts(checkpoint, kept, out, progress)
-    copy_tokenizer(model, out)
-    sample = text[:: max(1, len(text) // USAGE_SEQUENCES)]  # a picture, not a decision
-    after = collect_statistics(load_model(out), smaller, sample, progress, "measure what is left")
+    mixture = architecture.moe
+    assert mixture is not None
+    previous = read_keep_map(Path(params.previous)) if params.previous else None
+    measured = _statistics(model, text, scratch or out / "scratch", statistics, progress)
+    with open_model(model) as opened:
+        choice, automatic = _choose(opened, measured, keep, params, previous, text, progress)
+        proof = next(s.tokens.tolist() for s in text)
+        expected = masked_logits(opened, choice.kept, proof)
+        smaller = write_pruned(opened.checkpoint, choice.kept, out, progress)
+    check_pruned(out, smaller.parameters(), choice.kept, proof, expected)
+    after = _usage(out, text, scratch, progress)
     report = ShrinkReport(
-        criterion=params.criterion,
-        experts_before=before.tokens.shape[1],
+        criterion=choice.criterion,
+        seed=params.seed,
+        calibration=measured.info.sequences,
+        experts_before=mixture.num_experts,
         experts_after=keep,
         parameters_before=architecture.parameters(),
         parameters_after=smaller.parameters(),
-        kept=kept,
-        usage_before=_rounded(before.frequency),
+        kept=choice.kept,
+        protected=choice.protected,
+        exchanged=choice.exchanged,
+        overlap=choice.overlap,
+        saliency=_rounded(scores(measured, choice.criterion, params.seed)),
+        usage_before=_rounded(measured.frequency),
         usage_after=_rounded(after.frequency),
+        usage_by_domain={d: _rounded(measured.domain(d).frequency) for d in measured.domains},
+        automatic=automatic,
+        notes=_notes(measured, after, choice, automatic),
     )
-    write_json(out / "experts.json", dataclasses.asdict(report))
+    write_json(out / KEEP_MAP, report.model_dump(mode="json"))
     return report
 
 
-def choose(statistics: ExpertStatistics, keep: int, params: ShrinkSection) -> Kept:
-    """The ``keep`` most worthy experts of each layer, most worthy first; ties by index."""
-    worth = _worth(statistics, params)
-    order = np.argsort(-worth, axis=1, kind="stable")[:, :keep]
-    return {layer: row.tolist() for layer, row in zip(statistics.layers, order, strict=True)}
+def measure_experts(
+    model: Path, sequences: Path, out: Path, progress: Progress, scratch: Path
+) -> Statistics:
+    """Write the statistics of ``model`` on a text into ``out`` for :func:`shrink`."""
+    text = read_sequences(sequences / FILE_NAME)
+    found = collect(model, text, scratch, progress)
+    require_whole(found, str(scratch))
+    found.save(out / STATISTICS)
+    return found
 
 
-def _worth(statistics: ExpertStatistics, params: ShrinkSection) -> NDArray[np.float64]:
-    if params.criterion == "reap":
-        return statistics.reap
-    if params.criterion == "frequency":
-        return statistics.frequency
-    return np.random.default_rng(params.seed).random(statistics.tokens.shape)
+def read_keep_map(path: Path) -> Kept:
+    """The experts that an earlier shrink kept; ``path`` is its directory or its experts.json.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    values = read_json(path / KEEP_MAP if path.is_dir() else path)
+    try:
+        return {int(layer): [int(e) for e in kept] for layer, kept in values["kept"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise BadInputError(
+            f"{path}: no keep-map of an earlier shrink; give its directory or its {KEEP_MAP}"
+        ) from None
 
 
-def write_with_experts(
-    checkpoint: Checkpoint, kept: Kept, out: Path, progress: Progress
-) -> Architecture:
-    """Write the checkpoint with the experts of ``kept``, one tensor at a time."""
-    config = shrunk_config(checkpoint.config, checkpoint.architecture, kept)
-    smaller = describe(config)
-
-    def tensor(spec: TensorSpec) -> NDArray[np.float32]:
-        if spec.expert >= 0:
-            module = checkpoint.architecture.expert(
-                spec.layer, kept[spec.layer][spec.expert], spec.projection
-            )
-            return checkpoint.float32(module + "." + spec.name.rpartition(".")[2])
-        values = checkpoint.float32(spec.name)
-        return values[kept[spec.layer]] if spec.role == "router" else values
-
-    with progress.task("write the smaller model", len(smaller.tensors())) as task:
-        write_checkpoint(out, config, tensor, checkpoint.dtype, task.advance)
-    return smaller
+def _statistics(
+    model: Path,
+    text: Sequence[TokenSequence],
+    scratch: Path,
+    given: Path | None,
+    progress: Progress,
+) -> Statistics:
+    if given is None:
+        found = collect(model, text, scratch, progress)
+        require_whole(found, str(scratch))
+        return found
+    found = Statistics.load(given / STATISTICS if given.is_dir() else given)
+    calibration = sequences_digest([s for s in text if not s.held_out])
+    require_same(found.info, checkpoint_digest(model), calibration, str(given))
+    return found
 
 
-def shrunk_config(
-    config: Mapping[str, Any], architecture: Architecture, kept: Kept
-) -> dict[str, Any]:
-    """``config`` with the new number of experts under every key that states it."""
-    count = len(next(iter(kept.values())))
-    result = copy.deepcopy(dict(config))
-    for key in architecture.expert_count_keys:
-        *path, leaf = key.split(".")
-        inner: Any = result
-        for step in path:
-            inner = inner.get(step, {})
-        if leaf in inner:
-            inner[leaf] = count
-    return result
+def _choose(
+    opened: OpenModel,
+    measured: Statistics,
+    keep: int,
+    params: ShrinkSection,
+    previous: Kept | None,
+    text: Sequence[TokenSequence],
+    progress: Progress,
+) -> tuple[Choice, AutomaticReport | None]:
+    """The keep-set, and with ``auto`` the table of all that were tried."""
+    mixture = opened.architecture.moe
+    assert mixture is not None
+
+    def by(criterion: str, seed: int = params.seed) -> Choice:
+        return choose(measured, mixture, keep, criterion, seed, previous, params.margin)
+
+    if params.criterion != "auto":
+        return by(params.criterion), None
+    choices = {name: by(name) for name in CRITERIA if name != "random"}
+    candidates = {name: Candidate(choice.kept) for name, choice in choices.items()}
+    for number in range(CONTROLS):
+        control = choose(measured, mixture, keep, "random", params.seed + number)
+        candidates[f"random-{number}"] = Candidate(control.kept, control=True)
+    held_out = held_out_sequences(text, MEASURED_PER_DOMAIN)
+    targets = remember(opened.model, held_out, progress)
+    report = choose_by_measurement(opened, candidates, targets, progress)
+    return choices[report.chosen], report
+
+
+def _usage(
+    out: Path, text: Sequence[TokenSequence], scratch: Path, progress: Progress
+) -> Statistics:
+    """Who uses what is left: a picture, and the proof that every expert is reached."""
+    calibration = [s for s in text if not s.held_out]
+    sample = calibration[:: max(1, len(calibration) // USAGE_SEQUENCES)]
+    return collect(out, sample, scratch, progress)
+
+
+def _notes(
+    before: Statistics, after: Statistics, choice: Choice, automatic: AutomaticReport | None
+) -> list[str]:
+    notes = [skew(before).sentence, enough_text(choice)]
+    if automatic:
+        notes.append(automatic.reason)
+    for layer, experts in before.unreached().items():
+        numbers = ", ".join(map(str, experts))
+        notes.append(f"layer {layer}: no calibration token reached expert {numbers}")
+    for layer, experts in after.unreached().items():
+        numbers = ", ".join(map(str, experts))
+        notes.append(f"layer {layer}: of what stays, the sample did not reach expert {numbers}")
+    return notes
 
 
 def _rounded(values: NDArray[np.float64]) -> list[list[float]]:
-    return [[round(float(v), 5) for v in row] for row in values]
+    return [[float(f"{v:.5g}") for v in row] for row in values]

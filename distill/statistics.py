@@ -1,98 +1,193 @@
-"""What each expert of a model does on a set of sequences.
+"""What every expert of a model does on the calibration text: sums that all criteria read.
 
-REAP (arXiv 2510.13999, eq. 9): the saliency of expert j is the mean, over the tokens routed to it,
-of its gate value times the norm of its output,
-
-    S_j = 1 / |X_j| * sum over x in X_j of g_j(x) * ||f_j(x)||_2 .
+One pass writes them, per layer, half of the text, domain and expert; every pruning criterion
+``N^-b Σ g^α |f|^β`` (:mod:`edgekit.distill.criteria`) is then a line of arithmetic. Here f is an
+expert's output before the gate, and g what really multiplies it. The file is safetensors; its
+metadata says which checkpoint and text it is of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgekit.architecture import Architecture
-from edgekit.distill.loading import Model, sparse_blocks
-from edgekit.progress import Progress
-from edgekit.sequences import TokenSequence, equal_length_runs, stacked
+from edgekit.errors import BadInputError
+from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
 
-BATCH_TOKENS = 1024
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+INTEGERS = ("tokens", "seen", "coactivation")
+MAXIMA = ("output_max",)
+INFO = "edgekit_statistics"
 
 
-@dataclass
-class ExpertStatistics:
-    """Sums over the tokens routed to each expert, per sparse layer: arrays [layers, experts]."""
+class StatisticsInfo(BaseModel):
+    """What the sums are of. ``checkpoint`` and ``sequences`` are digests."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint: str
+    sequences: str
+    model_type: str
     layers: tuple[int, ...]
-    tokens: NDArray[np.int64]
-    gate_sum: NDArray[np.float64]
-    saliency_sum: NDArray[np.float64]
+    domains: tuple[str, ...]
+    chunks: tuple[int, ...]  # of the text, that are in the sums
+    total_chunks: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over the calibration text.
+
+    L sparse layers, S = 2 halves of the text (every second sequence of each domain), D domains, E
+    experts, C choices of the router (identity experts too), H ``hidden_size``, I neurons of an
+    expert, M decoder layers of transformers.
+    """
+
+    info: StatisticsInfo
+    tokens: Integers  # [L, S, D, E], tokens routed to the expert
+    gate_sum: Floats  # [L, S, D, E], Σ g
+    norm_sum: Floats  # [L, S, D, E], Σ |f|
+    norm_sq_sum: Floats  # [L, S, D, E], Σ |f|²
+    gated_sum: Floats  # [L, S, D, E], Σ g |f|
+    gated_sq_sum: Floats  # [L, S, D, E], Σ (g |f|)²
+    output_max: Floats  # [L, S, D, E], the largest absolute element of f
+    seen: Integers  # [S, D], tokens of the text
+    probability_sum: Floats  # [L, D, C], Σ of the router's shares
+    entropy_sum: Floats  # [L, D], Σ of their entropy, nats
+    coactivation: Integers  # [L, E, E], tokens that chose both
+    logit_gram: Floats  # [L, C, C], Σ of logits times logits
+    gated_output_sum: Floats  # [L, E, H], Σ g f
+    neuron_gated_sum: Floats  # [L, E, I], Σ g |neuron|
+    neuron_sq_sum: Floats  # [L, E, I], Σ neuron²
+    block_cosine_sum: Floats  # [M, D], Σ cos(a layer's input, its output)
 
     @property
-    def frequency(self) -> NDArray[np.float64]:
-        """Share of routed tokens [layers, experts]; each row sums to 1."""
-        return self.tokens / np.maximum(self.tokens.sum(1, keepdims=True), 1)
+    def layers(self) -> tuple[int, ...]:
+        """The sparse layers, by number."""
+        return self.info.layers
 
     @property
-    def reap(self) -> NDArray[np.float64]:
-        """REAP saliency [layers, experts]; 0 for an expert that was never used."""
-        return self.saliency_sum / np.maximum(self.tokens, 1)
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains."""
+        return self.info.domains
+
+    def total(self, name: str) -> Floats:
+        """One of the sums [L, S, D, E] over halves and domains: [L, E]; the largest of maxima."""
+        values: Floats = getattr(self, name).astype(np.float64)
+        return values.max((1, 2)) if name in MAXIMA else values.sum((1, 2))
+
+    def half(self, number: int) -> Statistics:
+        """What half 0 or 1 of the text alone says of the experts; the other sums stay whole."""
+        return self._part((slice(None), slice(number, number + 1)))
+
+    def domain(self, name: str) -> Statistics:
+        """What one domain alone says of the experts; the other sums stay whole."""
+        number = self.domains.index(name)
+        return self._part((slice(None), slice(None), slice(number, number + 1)))
+
+    def _part(self, index: tuple[slice, ...]) -> Statistics:
+        fields = [f.name for f in dataclasses.fields(self) if f.name.endswith("_max")]
+        fields += ["tokens", "gate_sum", "norm_sum", "norm_sq_sum", "gated_sum", "gated_sq_sum"]
+        changed = {name: getattr(self, name)[index] for name in fields}
+        return dataclasses.replace(self, seen=self.seen[index[1:]], **changed)
+
+    @property
+    def frequency(self) -> Floats:
+        """Share of routed tokens [L, E]; each row sums to 1."""
+        tokens = self.total("tokens")
+        return tokens / np.maximum(tokens.sum(1, keepdims=True), 1)
+
+    def unreached(self) -> dict[int, list[int]]:
+        """The experts of each layer that no token was routed to."""
+        never = self.total("tokens") == 0
+        return {
+            layer: np.flatnonzero(row).tolist()
+            for layer, row in zip(self.layers, never, strict=True)
+            if row.any()
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the file; see :func:`load`."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        kinds = {name: "I64" if name in INTEGERS else "F64" for name in ARRAYS}
+        layout = [TensorInfo(name, kinds[name], array.shape) for name, array in arrays.items()]
+        metadata = {INFO: self.info.model_dump_json()}
+        with TensorFileWriter(path, layout, metadata) as writer:
+            for name, array in arrays.items():
+                writer.write(name, np.ascontiguousarray(array))
+
+    @classmethod
+    def load(cls, path: Path) -> Statistics:
+        """Read a file of :meth:`save`.
+
+        Raises:
+            BadInputError: the file is damaged or of another kind.
+        """
+        with TensorFile(path) as file:
+            try:
+                info = StatisticsInfo.model_validate_json(file.metadata[INFO])
+                arrays: dict[str, Any] = {name: file.array(name).copy() for name in ARRAYS}
+            except (KeyError, ValidationError) as error:
+                raise BadInputError(
+                    f"{path}: not a file of expert statistics; make it with edgekit shrink stats"
+                ) from error
+        return cls(info, **arrays)
 
 
-@torch.inference_mode()
-def collect_statistics(
-    model: Model,
-    architecture: Architecture,
-    sequences: Sequence[TokenSequence],
-    progress: Progress,
-    description: str = "measure the experts",
-) -> ExpertStatistics:
-    """Run the sequences through the model and watch every expert."""
-    assert architecture.moe is not None
-    blocks = sparse_blocks(model, architecture)
-    shape = (len(blocks), architecture.moe.num_experts)
-    result = ExpertStatistics(
-        tuple(blocks), np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape)
-    )
-    handles = [
-        experts.register_forward_pre_hook(_watch(result, row), with_kwargs=True)
-        for row, experts in enumerate(blocks.values())
-    ]
-    try:
-        total = sum(len(s.tokens) for s in sequences)
-        with progress.task(description, total) as task:
-            for begin, end in equal_length_runs(sequences, BATCH_TOKENS):
-                ids = torch.from_numpy(stacked(sequences[begin:end]))
-                model.model(input_ids=ids, use_cache=False)
-                task.advance(ids.numel())
-    finally:
-        for handle in handles:
-            handle.remove()
-    return result
+ARRAYS = tuple(field.name for field in dataclasses.fields(Statistics) if field.name != "info")
 
 
-def _watch(result: ExpertStatistics, row: int) -> Any:
-    def hook(experts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        names = ("hidden_states", "top_k_index", "top_k_weights")
-        given = dict(zip(names, args)) | kwargs
-        hidden, index, weight = (given[name] for name in names)
-        for expert in index.unique().tolist():
-            token, slot = torch.where(index == expert)
-            gates = weight[token, slot].double()
-            norms = expert_output(experts, expert, hidden[token]).norm(dim=-1).double()
-            result.tokens[row, expert] += len(token)
-            result.gate_sum[row, expert] += gates.sum().item()
-            result.saliency_sum[row, expert] += (gates * norms).sum().item()
+def add_up(parts: Sequence[Statistics]) -> Statistics:
+    """The sums over several chunks of one text, added in the order of the chunks.
 
-    return hook
+    So the result does not depend on who computed which chunk.
+    """
+    ordered = sorted(parts, key=lambda part: part.info.chunks)
+    arrays: dict[str, Any] = {}
+    for name in ARRAYS:
+        total = getattr(ordered[0], name).copy()
+        for part in ordered[1:]:
+            value = getattr(part, name)
+            total = np.maximum(total, value) if name in MAXIMA else total + value
+        arrays[name] = total
+    chunks = tuple(number for part in ordered for number in part.info.chunks)
+    return Statistics(ordered[0].info.model_copy(update={"chunks": chunks}), **arrays)
 
 
-def expert_output(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:
-    """Output [T, H] of one expert before the gate."""
-    gate, up = torch.nn.functional.linear(hidden, experts.gate_up_proj[expert]).chunk(2, dim=-1)
-    return torch.nn.functional.linear(experts.act_fn(gate) * up, experts.down_proj[expert])
+def require_whole(statistics: Statistics, source: str) -> None:
+    """Refuse sums in which a worker's share of the text is missing.
+
+    Raises:
+        BadInputError: names the chunks.
+    """
+    missing = sorted(set(range(statistics.info.total_chunks)) - set(statistics.info.chunks))
+    if missing:
+        raise BadInputError(
+            f"{source}: chunks {', '.join(map(str, missing))} of {statistics.info.total_chunks} "
+            "are missing; run the workers that had them again"
+        )
+
+
+def require_same(info: StatisticsInfo, checkpoint: str, sequences: str, source: str) -> None:
+    """Refuse statistics of something else.
+
+    Raises:
+        BadInputError: says what they are not of.
+    """
+    wanted: Mapping[str, tuple[str, str]] = {
+        "checkpoint": (info.checkpoint, checkpoint),
+        "text": (info.sequences, sequences),
+    }
+    for name, (found, expected) in wanted.items():
+        if found != expected:
+            raise BadInputError(
+                f"{source}: statistics of another {name}; make them again with edgekit shrink stats"
+            )

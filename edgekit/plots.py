@@ -85,7 +85,7 @@ def expert_usage(report: Mapping[str, Any]) -> str:
     figure, axes = new_figure(7.2, 3.6, columns=2)
     before, after = np.array(report["usage_before"]), np.array(report["usage_after"])
     for panel, values, title in zip(
-        axes, (before, after), ("before", "after (most worthy first)"), strict=True
+        axes, (before, after), ("before", "after"), strict=True
     ):
         image = panel.imshow(values, aspect="auto", cmap="GnBu", vmin=0,
                              vmax=max(before.max(), after.max()))  # fmt: skip

@@ -30,6 +30,10 @@ from edgekit.errors import BadInputError
 from edgekit.scheme import SCHEMES
 
 DOMAINS = ("chat", "prose", "code", "math", "tools", "chinese")  # that edgekit has prompts of
+OfflineCriterion = Literal[
+    "reap", "ean", "gated_ean", "man", "msan", "frequency", "cp", "acp", "coverage", "random"
+]
+Criterion = Literal[OfflineCriterion, "auto"]
 Trainable = Literal["router", "norms", "attention", "experts", "mlp", "embedding", "all"]
 Target = Literal["openvino-cpu", "openvino-gpu", "openvino-npu", "onnx-cpu", "onnx-dml"]
 SchemeName = Literal["none", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-channel"]
@@ -118,10 +122,17 @@ class ShrinkSection(Section):
     """``[shrink]``: fewer experts."""
 
     keep: Fraction = Field(description="fraction of the experts of each layer that stays")
-    criterion: Literal["reap", "frequency", "random"] = Field(
-        "reap", description="reap: gate x output norm (arXiv 2510.13999); frequency; random"
+    criterion: Criterion = Field(
+        "reap", description="what an expert is worth; auto: measured on held-out text"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of the criterion random")
+    previous: str = Field(
+        "", description="an earlier shrink of the same teacher, whose experts are kept if they can"
+    )
+    margin: float = Field(
+        0.05, ge=0, le=10, allow_inf_nan=False,
+        description="how much more an expert must be worth than one of previous to replace it",
+    )  # fmt: skip
+    seed: int = Field(0, ge=0, lt=2**32, description="of random keep-sets")
 
 
 class DistillSection(Section):

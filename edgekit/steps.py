@@ -92,7 +92,8 @@ def _shrink(recipe: Recipe) -> Step:
     def run(c: Context) -> Any:
         from edgekit.distill.shrink import shrink
 
-        return shrink(c.inputs["teacher"], c.inputs["data"], section, c.out, c.progress)
+        teacher, data = c.inputs["teacher"], c.inputs["data"]
+        return shrink(teacher, data, section, c.out, c.progress, c.scratch)
 
     return Step("shrink", ("distill",), ("teacher", "data"), _json(section), run)
 

@@ -1,0 +1,179 @@
+"""Which experts stay.
+
+The same number in every layer, because no runtime loads another form. Super-experts stay whatever
+the criterion says (arXiv 2507.23279: pruning three of them destroys a 30 B model). Of a router that
+chooses groups first, every group loses the same number. With an earlier choice given, an expert is
+exchanged only for one that is worth clearly more: the next checkpoint of a teacher is a small
+update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.architecture import Mixture
+from edgekit.distill.criteria import scores
+from edgekit.distill.statistics import Statistics
+from edgekit.errors import BadInputError
+
+Kept = dict[int, list[int]]  # sparse layer -> the experts that stay, as they are stored
+SUPER_PERCENTILE, SUPER_FRACTION = 99.5, 0.1  # of all outputs; of the largest
+SUPER_DEPTH = 0.75  # of the layers; what stands out behind is common and harmless
+ENOUGH, NOISE = 0.95, 0.90  # overlap of the choices of two halves of the text
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``kept`` in the original order. ``overlap`` [layers]: the share of the experts that both
+    halves of the text would keep; ``margin`` [layers]: how far the last that stays is above the
+    first that goes, as a share of the median worth. ``exchanged``: experts per layer that an
+    earlier choice did not have."""
+
+    criterion: str
+    kept: Kept
+    protected: dict[int, list[int]]
+    overlap: list[float]
+    margin: list[float]
+    exchanged: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def mean_overlap(self) -> float:
+        """Over the layers."""
+        return float(np.mean(self.overlap))
+
+
+def choose(
+    statistics: Statistics,
+    mixture: Mixture,
+    keep: int,
+    criterion: str,
+    seed: int = 0,
+    previous: Mapping[int, Sequence[int]] | None = None,
+    margin: float = 0.05,
+) -> Choice:
+    """The ``keep`` experts of every layer that are worth most; ties by number.
+
+    ``previous`` is an earlier choice for another checkpoint of the model: an expert of it goes only
+    if another is worth more by the share ``margin``.
+
+    Raises:
+        BadInputError: ``keep`` does not fit the router's top-k or groups.
+    """
+    require_count(mixture, keep)
+    worth = scores(statistics, criterion, seed)
+    protected = super_experts(statistics)
+    favoured = _favoured(worth, statistics.layers, protected, previous, margin)
+    kept = _best(favoured, statistics.layers, mixture, keep)
+    halves = [
+        _best(
+            _favoured(scores(statistics.half(h), criterion, seed), statistics.layers, protected),
+            statistics.layers, mixture, keep,
+        )
+        for h in (0, 1)
+    ]  # fmt: skip
+    exchanged = {}
+    if previous:
+        exchanged = {
+            layer: sorted(set(kept[layer]) - set(previous.get(layer, ()))) for layer in kept
+        }
+    return Choice(
+        criterion=criterion,
+        kept=kept,
+        protected=protected,
+        overlap=[len(set(halves[0][n]) & set(halves[1][n])) / keep for n in statistics.layers],
+        margin=[_margin(row, kept[n]) for row, n in zip(worth, statistics.layers, strict=True)],
+        exchanged=exchanged,
+    )
+
+
+def require_count(mixture: Mixture, keep: int) -> None:
+    """Refuse a number of experts that the router cannot work with.
+
+    Raises:
+        BadInputError: says why, and which numbers are next.
+    """
+    groups, top_k = mixture.num_groups, mixture.num_experts_per_tok
+    if keep % groups:
+        below = keep - keep % groups
+        raise BadInputError(
+            f"[shrink] keep: {keep} experts do not divide into the router's {groups} groups; keep "
+            f"{below or groups} or {below + groups}"
+        )
+    reachable = keep // groups * mixture.top_groups + mixture.num_identities
+    least = 2 if mixture.group_score == "top2" and groups > mixture.top_groups else 1
+    if reachable < top_k or keep // groups < least:
+        each = max(least, -(-(top_k - mixture.num_identities) // mixture.top_groups))
+        raise BadInputError(
+            f"[shrink] keep: with {keep} experts a token could choose among {reachable}, fewer "
+            f"than its {top_k}, or a group would have fewer than {least}; keep at least "
+            f"{each * groups}"
+        )
+
+
+def super_experts(statistics: Statistics) -> dict[int, list[int]]:
+    """Experts of each layer whose largest output stands out over all layers (arXiv 2507.23279,
+    section 3: above the 99.5th percentile and a tenth of the maximum), in the first three quarters
+    of the layers."""
+    largest = statistics.total("output_max")
+    limit = max(float(np.percentile(largest, SUPER_PERCENTILE)), SUPER_FRACTION * largest.max())
+    early = np.array(statistics.layers) < SUPER_DEPTH * (max(statistics.layers) + 1)
+    return {
+        layer: np.flatnonzero(row > limit).tolist()
+        for layer, row, counts in zip(statistics.layers, largest, early, strict=True)
+        if counts and (row > limit).any()
+    }
+
+
+def enough_text(choice: Choice) -> str:
+    """What the two halves of the text say about its size, in a sentence."""
+    overlap = choice.mean_overlap
+    if overlap >= ENOUGH:
+        return f"two halves of the text agree on {overlap:.1%} of the experts: it is enough"
+    if overlap >= NOISE:
+        return (
+            f"two halves of the text agree on {overlap:.1%} of the experts: twice the text would "
+            "make the choice sure"
+        )
+    return (
+        f"two halves of the text agree on only {overlap:.1%} of the experts: the choice is partly "
+        "noise; give at least four times the text"
+    )
+
+
+def _favoured(
+    worth: NDArray[np.float64],
+    layers: Sequence[int],
+    protected: Mapping[int, Sequence[int]],
+    previous: Mapping[int, Sequence[int]] | None = None,
+    margin: float = 0.0,
+) -> NDArray[np.float64]:
+    """``worth`` with protected experts above all, and those of an earlier choice raised."""
+    result = worth.copy()
+    for row, layer in zip(result, layers, strict=True):
+        if previous and layer in previous:
+            row[list(previous[layer])] *= 1 + margin
+        row[list(protected.get(layer, ()))] = np.inf
+    return result
+
+
+def _best(worth: NDArray[np.float64], layers: Sequence[int], mixture: Mixture, keep: int) -> Kept:
+    """The best of every group, in the original order."""
+    groups = mixture.num_groups
+    size, each = mixture.num_experts // groups, keep // groups
+    grouped = worth.reshape(len(worth), groups, size)
+    order = np.argsort(-grouped, axis=-1, kind="stable")[..., :each]
+    numbers = np.sort(order, axis=-1) + np.arange(groups)[:, None] * size
+    return {layer: row.reshape(-1).tolist() for layer, row in zip(layers, numbers, strict=True)}
+
+
+def _margin(worth: NDArray[np.float64], kept: Sequence[int]) -> float:
+    stays = np.zeros(len(worth), bool)
+    stays[list(kept)] = True
+    if stays.all():
+        return 1.0
+    gap = worth[stays].min() - worth[~stays].max()
+    return float(gap / max(np.median(worth), 1e-30))

@@ -1,0 +1,103 @@
+"""Write a checkpoint with a part of its experts, and prove that it is what was chosen.
+
+Expert matrices and biases, router rows, the router's bias, the correction of the choice and factors
+per expert are sliced by one permutation. The proof is not optional: the written checkpoint is
+opened again and must say what the original says with the same experts masked.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekit.architecture import Architecture, TensorSpec
+from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
+from edgekit.describe import describe
+from edgekit.distill.keep import Kept
+from edgekit.distill.masked import masked
+from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.errors import EdgekitError
+from edgekit.progress import Progress
+
+PROOF_TOKENS = 128  # of a sequence
+TOLERANCE = 1e-3  # of the largest logit: the order of sums differs; bfloat16 copies exactly
+
+
+def write_pruned(checkpoint: Checkpoint, kept: Kept, out: Path, progress: Progress) -> Architecture:
+    """Write the experts of ``kept`` into the empty directory ``out``, one tensor at a time."""
+    config = pruned_config(checkpoint.config, checkpoint.architecture, kept)
+    smaller = describe(config)
+
+    def tensor(spec: TensorSpec) -> NDArray[np.float32]:
+        if spec.expert >= 0:
+            module = checkpoint.architecture.expert(
+                spec.layer, kept[spec.layer][spec.expert], spec.projection
+            )
+            return checkpoint.float32(module + "." + spec.name.rpartition(".")[2])
+        values = checkpoint.float32(spec.name)
+        if spec.role != "router":
+            return values
+        experts = checkpoint.architecture.layers[spec.layer].mixture.num_experts  # type: ignore[union-attr]
+        identities = range(experts, len(values))  # rows behind those of the experts
+        return values[[*kept[spec.layer], *identities]]
+
+    with progress.task("write the smaller model", len(smaller.tensors())) as task:
+        write_checkpoint(out, config, tensor, checkpoint.dtype, task.advance)
+    copy_tokenizer(checkpoint.path, out)
+    return smaller
+
+
+def pruned_config(
+    config: Mapping[str, Any], architecture: Architecture, kept: Kept
+) -> dict[str, Any]:
+    """``config`` with the new number of experts under every key that states it."""
+    count = len(next(iter(kept.values())))
+    result = copy.deepcopy(dict(config))
+    for key in architecture.expert_count_keys:
+        *path, leaf = key.split(".")
+        inner: Any = result
+        for step in path:
+            inner = inner.get(step, {})
+        if leaf in inner:
+            inner[leaf] = count
+    return result
+
+
+@torch.inference_mode()
+def masked_logits(opened: OpenModel, kept: Kept, tokens: Sequence[int]) -> torch.Tensor:
+    """What the original says with only ``kept`` allowed: float32 [T, V]."""
+    ids = torch.tensor(list(tokens)[:PROOF_TOKENS])[None]
+    with masked(opened, kept):
+        logits: torch.Tensor = opened.model(input_ids=ids, use_cache=False).logits[0]
+    return logits.float()
+
+
+@torch.inference_mode()
+def check_pruned(
+    out: Path, parameters: int, kept: Kept, tokens: Sequence[int], expected: torch.Tensor
+) -> None:
+    """Open what was written and compare it with ``expected`` (:func:`masked_logits`).
+
+    Raises:
+        EdgekitError: it is not what was chosen; a defect of edgekit, and nothing is kept.
+    """
+    with open_model(out) as opened:
+        found_experts = {n: block.mixture.num_experts for n, block in opened.mixtures.items()}
+        if found_experts != {layer: len(experts) for layer, experts in kept.items()}:
+            raise EdgekitError(f"{out}: the config does not state the experts that were kept")
+        if opened.architecture.parameters() != parameters:
+            raise EdgekitError(f"{out}: the number of parameters is not the planned one")
+        ids = torch.tensor(list(tokens)[:PROOF_TOKENS])[None]
+        found = opened.model(input_ids=ids, use_cache=False).logits[0].float()
+    error = float((found - expected).abs().max() / expected.abs().max())
+    if not error <= TOLERANCE:
+        raise EdgekitError(
+            f"{out}: the written model differs from the original with the same experts masked by "
+            f"{error:.1e} of the largest logit; please report this family"
+        )
