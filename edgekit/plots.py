@@ -84,9 +84,7 @@ def expert_usage(report: Mapping[str, Any]) -> str:
     """Share of routed tokens per layer and expert, before and after shrinking."""
     figure, axes = new_figure(7.2, 3.6, columns=2)
     before, after = np.array(report["usage_before"]), np.array(report["usage_after"])
-    for panel, values, title in zip(
-        axes, (before, after), ("before", "after"), strict=True
-    ):
+    for panel, values, title in zip(axes, (before, after), ("before", "after"), strict=True):
         image = panel.imshow(values, aspect="auto", cmap="GnBu", vmin=0,
                              vmax=max(before.max(), after.max()))  # fmt: skip
         panel.set_title(title)

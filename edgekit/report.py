@@ -15,6 +15,7 @@ from edgekit.evaluate import EvaluationReport
 from edgekit.manifest import GateResult
 from edgekit.plots import domain_kl, expert_usage, loss_curve, size_against_quality
 from edgekit.recipe import Recipe
+from edgekit.shrink_plots import saliency_map, usage_by_domain
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2933}
@@ -84,7 +85,7 @@ def _page(
         "<h2>KL per domain</h2>", domain_kl(evaluation),
     ]  # fmt: skip
     if "shrink" in records:
-        sections += ["<h2>Expert usage</h2>", expert_usage(records["shrink"]["report"])]
+        sections += _experts(records["shrink"]["report"])
     if "distill" in records:
         report = records["distill"]["report"]
         text = (
@@ -106,6 +107,33 @@ def _page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{recipe.pack.name}</title>'
         f"<style>{STYLE}</style><body>\n{body}\n</body></html>\n"
     )
+
+
+def _experts(shrink: Mapping[str, Any]) -> list[str]:
+    """What was kept and why, in words, pictures and, where it was measured, a table."""
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in shrink["notes"])
+    sections = [
+        "<h2>Experts</h2>",
+        f"<p>{shrink['experts_before']} to {shrink['experts_after']} per layer by "
+        f"{html.escape(shrink['criterion'])}.</p><ul>{notes}</ul>",
+        saliency_map(shrink["saliency"], shrink["kept"]),
+        "<h3>Use</h3>", expert_usage(shrink),
+    ]  # fmt: skip
+    if len(shrink["usage_by_domain"]) > 1:
+        sections += ["<h3>Use by domain</h3>", usage_by_domain(shrink["usage_by_domain"])]
+    if shrink["automatic"]:
+        rows = []
+        for candidate in shrink["automatic"]["candidates"]:
+            domains = candidate["divergence"]["domains"]
+            worst = max(domains, key=lambda name: domains[name]["value"])
+            note = "control" if candidate["control"] else candidate["same_as"]
+            rows.append(
+                (candidate["name"], f"{domains[worst]['value']:.4f}", worst,
+                 f"{candidate['divergence']['all']['value']:.4f}", note)
+            )  # fmt: skip
+        head = ["criterion", "KL, worst domain", "which", "KL, all text", "same as"]
+        sections += ["<h3>Every criterion, measured</h3>", _table(head, rows)]
+    return sections
 
 
 def _method(evaluation: EvaluationReport) -> str:
