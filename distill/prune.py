@@ -8,7 +8,7 @@ opened again and must say what the original says with the same experts masked.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,29 @@ TOLERANCE = 1e-3  # of the largest logit: the order of sums differs; bfloat16 co
 
 def write_pruned(checkpoint: Checkpoint, kept: Kept, out: Path, progress: Progress) -> Architecture:
     """Write the experts of ``kept`` into the empty directory ``out``, one tensor at a time."""
+    return write_smaller(checkpoint, kept, pruned_tensors(checkpoint, kept), out, progress)
+
+
+def write_smaller(
+    checkpoint: Checkpoint,
+    kept: Kept,
+    tensor: Callable[[TensorSpec], NDArray[np.float32]],
+    out: Path,
+    progress: Progress,
+) -> Architecture:
+    """Write a checkpoint with as many experts as ``kept``; ``tensor`` gives each of its tensors."""
     config = pruned_config(checkpoint.config, checkpoint.architecture, kept)
     smaller = describe(config)
+    with progress.task("write the smaller model", len(smaller.tensors())) as task:
+        write_checkpoint(out, config, tensor, checkpoint.dtype, task.advance)
+    copy_tokenizer(checkpoint.path, out)
+    return smaller
+
+
+def pruned_tensors(
+    checkpoint: Checkpoint, kept: Kept
+) -> Callable[[TensorSpec], NDArray[np.float32]]:
+    """Gives the tensors of the smaller model that has the experts of ``kept``."""
 
     def tensor(spec: TensorSpec) -> NDArray[np.float32]:
         if spec.expert >= 0:
@@ -47,10 +68,7 @@ def write_pruned(checkpoint: Checkpoint, kept: Kept, out: Path, progress: Progre
         identities = range(experts, len(values))  # rows behind those of the experts
         return values[[*kept[spec.layer], *identities]]
 
-    with progress.task("write the smaller model", len(smaller.tensors())) as task:
-        write_checkpoint(out, config, tensor, checkpoint.dtype, task.advance)
-    copy_tokenizer(checkpoint.path, out)
-    return smaller
+    return tensor
 
 
 def pruned_config(
