@@ -29,9 +29,19 @@ PROOF_TOKENS = 128  # of a sequence
 TOLERANCE = 1e-3  # of the largest logit: the order of sums differs; bfloat16 copies exactly
 
 
-def write_pruned(checkpoint: Checkpoint, kept: Kept, out: Path, progress: Progress) -> Architecture:
-    """Write the experts of ``kept`` into the empty directory ``out``, one tensor at a time."""
-    return write_smaller(checkpoint, kept, pruned_tensors(checkpoint, kept), out, progress)
+def write_pruned(
+    checkpoint: Checkpoint,
+    kept: Kept,
+    out: Path,
+    progress: Progress,
+    added: Mapping[str, Any] | None = None,
+) -> Architecture:
+    """Write the experts of ``kept`` into the empty directory ``out``, one tensor at a time.
+
+    ``added`` are further keys of the config.
+    """
+    tensor = pruned_tensors(checkpoint, kept)
+    return write_smaller(checkpoint, kept, tensor, out, progress, added)
 
 
 def write_smaller(
@@ -40,9 +50,10 @@ def write_smaller(
     tensor: Callable[[TensorSpec], NDArray[np.float32]],
     out: Path,
     progress: Progress,
+    added: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """Write a checkpoint with as many experts as ``kept``; ``tensor`` gives each of its tensors."""
-    config = pruned_config(checkpoint.config, checkpoint.architecture, kept)
+    config = pruned_config(checkpoint.config, checkpoint.architecture, kept) | dict(added or {})
     smaller = describe(config)
     with progress.task("write the smaller model", len(smaller.tensors())) as task:
         write_checkpoint(out, config, tensor, checkpoint.dtype, task.advance)
