@@ -34,14 +34,12 @@ def write_pruned(
     kept: Kept,
     out: Path,
     progress: Progress,
-    added: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Architecture:
-    """Write the experts of ``kept`` into the empty directory ``out``, one tensor at a time.
-
-    ``added`` are further keys of the config.
-    """
+    """Write the experts of ``kept`` into the empty directory ``out``, one tensor at a time;
+    ``more`` is added to the config."""
     tensor = pruned_tensors(checkpoint, kept)
-    return write_smaller(checkpoint, kept, tensor, out, progress, added)
+    return write_smaller(checkpoint, kept, tensor, out, progress, more)
 
 
 def write_smaller(
@@ -50,10 +48,10 @@ def write_smaller(
     tensor: Callable[[TensorSpec], NDArray[np.float32]],
     out: Path,
     progress: Progress,
-    added: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """Write a checkpoint with as many experts as ``kept``; ``tensor`` gives each of its tensors."""
-    config = pruned_config(checkpoint.config, checkpoint.architecture, kept) | dict(added or {})
+    config = pruned_config(checkpoint.config, checkpoint.architecture, kept) | dict(more or {})
     smaller = describe(config)
     with progress.task("write the smaller model", len(smaller.tensors())) as task:
         write_checkpoint(out, config, tensor, checkpoint.dtype, task.advance)
