@@ -3,9 +3,10 @@
 No criterion wins in every family (arXiv 2607.16721), and their differences are small beside what
 chance does. So the keep-sets of several criteria are tried on the teacher itself, as masks, and
 the KL to it is measured on held-out text of every domain. What counts is the domain where a
-keep-set is worst; those that cannot be told from the best there are told apart by the mean. A few
-random keep-sets are measured beside them. They are a control and cannot be chosen: if one of them
-is no worse than the winner, the criteria know nothing that chance does not.
+keep-set is worst: the best has the lowest KL there. Those that are not worse than it in their own
+worst domain, beyond chance, are told apart by the mean. A few random keep-sets are measured beside
+them. They are a control and cannot be chosen: if one of them is no worse than the winner, the
+criteria know nothing that chance does not.
 """
 
 from __future__ import annotations

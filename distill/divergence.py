@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from edgekit.bootstrap import FEWEST, LEVEL, RESAMPLES, Interval, mean_interval
+from edgekit.bootstrap import FEWEST, Interval, mean_interval
 from edgekit.distill.cache import TeacherTargets, top_k_targets
 from edgekit.distill.loading import Model
 from edgekit.distill.losses import top_k_kl
@@ -87,36 +87,28 @@ class Measured:
         )
 
     def worse_than(self, other: Measured) -> bool:
-        """Whether the worst domain is worse than ``other``'s on the same sequences, beyond chance.
+        """Whether it is worse than ``other`` in the domain where it is worst, beyond chance.
 
-        The same draws of whole sequences resample both; with too few sequences in a domain for
-        that, the values themselves are compared.
+        Whole sequences are resampled, each with its difference between the two; with too few of
+        them for that, the worst domains' values are compared.
         """
-        mine, others = self._by_domain(), other._by_domain()
-        if min(len(v) for v in mine.values()) < FEWEST:
-            return self.divergence().worst > other.divergence().worst
-        difference = _resampled_worst(mine) - _resampled_worst(others)
-        return bool(np.quantile(difference, (1 - LEVEL) / 2) > 0)
+        mine, others = self.divergence(), other.divergence()
+        domain = mine.worst_domain
+        pairs = [
+            own - foreign
+            for name, own, foreign in zip(self.domains, self.values, other.values, strict=True)
+            if name == domain
+        ]
+        if len(pairs) < FEWEST:
+            return mine.worst > others.worst
+        low = mean_interval(pairs).low
+        return low is not None and low > 0
 
     def _by_domain(self) -> dict[str, list[NDArray[np.float64]]]:
         result: dict[str, list[NDArray[np.float64]]] = {d: [] for d in sorted(set(self.domains))}
         for domain, values in zip(self.domains, self.values, strict=True):
             result[domain].append(values)
         return result
-
-
-def _resampled_worst(domains: dict[str, list[NDArray[np.float64]]]) -> NDArray[np.float64]:
-    """The largest mean of a domain in each of ``RESAMPLES`` draws; the draws depend on the number
-    of sequences alone."""
-    rng = np.random.default_rng(0)
-    means = []
-    for values in domains.values():
-        sums = np.array([v.sum() for v in values])
-        counts = np.array([len(v) for v in values], np.float64)
-        draws = rng.integers(0, len(values), (RESAMPLES, len(values)))
-        means.append(sums[draws].sum(1) / counts[draws].sum(1))
-    result: NDArray[np.float64] = np.max(means, axis=0)
-    return result
 
 
 def held_out_sequences(
