@@ -5,12 +5,19 @@ import pytest
 import torch
 
 from edgekit.checkpoint import Checkpoint
+from edgekit.distill.cache import LogitCache
 from edgekit.distill.capture import capture
+from edgekit.distill.fake_quantize import fake_quantize
+from edgekit.distill.masked import measure_masked, prefix_mask
+from edgekit.distill.open_model import open_model
 from edgekit.distill.train import train, training_digest
-from edgekit.distill.trainer import batches, schedule
+from edgekit.distill.trainable import trainable_parameters
+from edgekit.distill.trainer import batches, schedule, student_of
 from edgekit.errors import BadInputError
 from edgekit.progress import Silent
+from edgekit.quantize.write import fake_quantized
 from edgekit.recipe import DistillSection, QuantizeSection
+from edgekit.scheme import Scheme
 from edgekit.sequences import FILE_NAME, TokenSequence, write_sequences
 
 
@@ -158,3 +165,144 @@ def test_the_schedule_warms_up_and_decays():
     rates = [schedule(s, 100) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10) and rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+EIGHT = {"num_local_experts": 8, "num_experts": 8}
+
+
+@pytest.fixture(scope="module")
+def nested(tiny_model, tmp_path_factory):
+    """A teacher of eight experts and its cache of sequences over few tokens, which can be learnt
+    from some for others."""
+    rng, directory = np.random.default_rng(1), tmp_path_factory.mktemp("nested")
+    teacher = tiny_model("mixtral", **EIGHT)
+    made = [
+        TokenSequence(rng.integers(3, 9, 16).astype(np.int32), "ab"[i % 2], i % 8 > 5)
+        for i in range(96)
+    ]
+    write_sequences(directory / FILE_NAME, made)
+    (directory / "cache").mkdir()
+    capture(teacher, directory, 512, directory / "cache", Silent())
+    return teacher, directory / "cache"
+
+
+def heal_nested(nested, out, scratch=None, **options):
+    teacher, cache = nested
+    out.mkdir()
+    values = {"steps": 40, "batch_tokens": 192, "learning_rate": 2e-3, "trainable": ("all",)}
+    section = DistillSection(**{**values, **options})
+    return train(teacher, cache, section, out, Silent(), scratch, nested=(6, 4))
+
+
+def test_the_prefixes_of_a_nested_student_recover_together(nested, tmp_path):
+    report = heal_nested(nested, tmp_path / "out")
+    assert [healed.experts for healed in report.students] == [6, 4]
+    for healed in report.students:
+        for domain, before in healed.before.domains.items():
+            assert healed.after.domains[domain].value < 0.85 * before.value
+    # what was measured is what was written
+    cache = LogitCache(nested[1])
+    with open_model(tmp_path / "out") as opened:
+        for healed in report.students:
+            mask = prefix_mask(opened.mixtures, healed.experts)
+            found = measure_masked(opened, mask, cache, Silent(), "it").divergence()
+            assert found.all.value == pytest.approx(healed.after.all.value, rel=1e-3)
+
+
+def test_interrupted_nested_training_ends_in_the_same_weights(nested, tmp_path, monkeypatch):
+    import edgekit.distill.trainer as module
+
+    monkeypatch.setattr(module, "SAVE_EVERY", 3)
+    options = {"steps": 7, "trainable": ("router", "experts")}
+    report = heal_nested(nested, tmp_path / "whole", **options)
+    original = module.Trainer._step
+
+    def interrupted(self, step, batch):
+        if step == 5:
+            raise KeyboardInterrupt
+        return original(self, step, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.Trainer, "_step", interrupted)
+        heal_nested(nested, tmp_path / "killed", tmp_path / "scratch", **options)
+    again = heal_nested(nested, tmp_path / "again", tmp_path / "scratch", **options)
+    assert again == report
+    whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "again"))
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_every_round_trains_every_prefix_once_in_an_order_of_the_seed():
+    rounds = [[student_of(3 * n + i, 3, seed=5) for i in range(3)] for n in range(20)]
+    assert all(sorted(found) == [0, 1, 2] for found in rounds)
+    assert len({tuple(found) for found in rounds}) > 3
+    assert rounds != [[student_of(3 * n + i, 3, seed=6) for i in range(3)] for n in range(20)]
+
+
+ROLES = {"router": {"router"}, "experts": {"expert"}, "norms": {"norm"}}
+
+
+@pytest.mark.parametrize(
+    "family", ["deepseek_v3", "gpt_oss", "gemma4_text", "longcat_flash", "granitemoe", "dbrx"]
+)
+def test_a_part_is_the_same_part_in_every_family(tiny_model, family):
+    with open_model(tiny_model(family)) as opened:
+        for part, roles in ROLES.items():
+            before = {s.name: opened.tensors()(s).copy() for s in opened.checkpoint.specs}
+            with torch.no_grad():
+                for parameter in trainable_parameters(opened, [part]).values():
+                    parameter += 1
+            tensor = opened.tensors()
+            changed = [
+                spec
+                for spec in opened.checkpoint.specs
+                if not np.array_equal(tensor(spec), before[spec.name])
+            ]
+            # a bias of an expert and a scale of a router have roles of their own
+            assert roles <= {s.role for s in changed} <= roles | {"bias", "vector"}, part
+            if part != "norms":
+                assert all(opened.architecture.layers[s.layer].mixture for s in changed)
+        everything = trainable_parameters(opened, ["all"])
+        assert not any(name.endswith(".correction") for name in everything)
+        assert len(everything) >= len(list(opened.model.parameters())) - len(opened.mixtures)
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "phi3", "deepseek_v3", "gpt_oss", "gemma4_text", "longcat_flash", "dbrx"]
+)
+def test_matrices_of_every_family_are_rounded_in_place(tiny_model, family):
+    section = QuantizeSection(scheme="int4-g32", method="rtn")
+    scheme = Scheme.parse(section.scheme)
+    with open_model(tiny_model(family)) as opened:
+        fake_quantize(opened, section, Silent())
+        tensor = opened.tensors()
+        for spec in opened.checkpoint.specs:
+            expected = opened.checkpoint.float32(spec.name)
+            if packing := scheme.packing(spec):
+                expected = fake_quantized(expected, packing, section.method)
+            np.testing.assert_array_equal(tensor(spec), expected, err_msg=spec.name)
+        head = opened.model.get_output_embeddings().weight
+        tied = head is opened.model.get_input_embeddings().weight
+        assert tied == opened.architecture.tie_word_embeddings
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gpt_oss", "qwen3_next", "llama4_text"])
+def test_students_of_other_families_are_trained_and_written(tiny_model, tmp_path, family):
+    teacher, cache, out = tiny_model(family), tmp_path / "cache", tmp_path / "out"
+    cache.mkdir()
+    text = [TokenSequence(np.arange(3 + i, 19 + i, dtype=np.int32), "a", i == 3) for i in range(4)]
+    write_sequences(tmp_path / FILE_NAME, text)
+    capture(teacher, tmp_path, 512, cache, Silent())
+    options = {"steps": 3, "learning_rate": 1e-2, "trainable": ("router",)}
+    report = heal(tiny_model(family, seed=1), cache, out, **options)
+    assert report.trained_parameters > 0
+    with open_model(tiny_model(family, seed=1)) as before, Checkpoint(out) as after:
+        for spec in after.specs:
+            same = np.array_equal(before.checkpoint.float32(spec.name), after.float32(spec.name))
+            # the correction of a choice has no gradient
+            assert same or spec.role == "router", spec.name
+        routers = [s for s in after.specs if s.role == "router" and s.name.endswith(".weight")]
+        assert routers
+        for spec in routers:
+            assert not np.array_equal(
+                before.checkpoint.float32(spec.name), after.float32(spec.name)
+            ), spec.name

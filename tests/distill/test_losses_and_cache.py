@@ -48,6 +48,24 @@ def test_the_gradient_is_finite_when_the_tail_is_negligible():
     assert torch.isfinite(student.grad).all()
 
 
+def test_a_temperature_softens_both_distributions_and_keeps_the_gradients_size(logits):
+    teacher, student = logits
+    student = student.requires_grad_()
+    softened = 4.0 * exact_kl(teacher / 2, student / 2)
+    found = top_k_kl(student, top_k_targets(teacher, 50), temperature=2.0)
+    torch.testing.assert_close(found.double(), softened, atol=1e-4, rtol=1e-4)
+    # with fewer tokens all others are one outcome, which is softened as one
+    targets = top_k_targets(teacher, 8)
+    outcomes = torch.cat([targets.logprobs, targets.tail[:, None]], 1)
+    q = student.double().log_softmax(-1)
+    rest = q.exp().scatter(-1, targets.ids, 0.0).sum(-1, keepdim=True).log()
+    bins = torch.cat([q.gather(-1, targets.ids), rest], 1)
+    expected = 4.0 * exact_kl(outcomes / 2, bins / 2)
+    found = top_k_kl(student, targets, temperature=2.0)
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+    assert top_k_kl(teacher, targets, temperature=2.0).abs().max() < 1e-4
+
+
 @pytest.fixture
 def sequences(tmp_path):
     rng = np.random.default_rng(0)
