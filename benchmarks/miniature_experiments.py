@@ -220,7 +220,7 @@ def dense(m: Miniature, choice: str, count: int) -> tuple[Path, dict[str, float]
     out = m.new()
     text = [*m.calibration, *m.choosing.sequences]
     options = DenseOptions(choice=choice, experts=count)
-    report = densify(m.teacher, text, options, out, m.new(), Silent())
+    report = densify(m.teacher, text, options, out, Silent())
     return out, {kind: found.all.value for kind, found in report.divergence.items()}
 
 

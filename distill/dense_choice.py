@@ -33,7 +33,7 @@ def expert_scores(moments: Moments, choice: str, rng: np.random.Generator) -> Fl
         return confidence
     if choice == "random":
         return rng.random(len(confidence))
-    return confidence * np.sqrt(np.diag(moments.gram) / moments.tokens)
+    return confidence * np.sqrt(np.diag(moments.routed_gram) / moments.tokens)
 
 
 def choose_experts(
@@ -44,7 +44,7 @@ def choose_experts(
     if choice != "do_acp":
         return np.argsort(-scores, kind="stable")[:count].tolist(), scores
     weights = np.sqrt(scores)
-    kernel = weights[:, None] * weights * moments.gram / moments.tokens
+    kernel = weights[:, None] * weights * moments.routed_gram / moments.tokens
     ridge = float(np.diag(kernel).mean()) / count
     return greedy_log_determinant(kernel, ridge, count), scores
 
@@ -112,9 +112,9 @@ def _fitted(moments: Moments, rows: list[int]) -> Floats:
     A little of the mean diagonal keeps experts that say the same from cancelling each other.
     """
     gram = moments.gram[np.ix_(rows, rows)]
-    right = moments.cross[rows]
+    right: Floats = moments.cross[rows]
     if moments.shared:
-        right = right - moments.gram[rows, -1] * moments.shared_gate
+        right = np.subtract(right, moments.gram[rows, -1] * moments.shared_gate)
     ridge = 1e-6 * float(np.diag(gram).mean()) + np.finfo(np.float64).tiny
     solved: Floats = np.linalg.solve(gram + ridge * np.eye(len(rows)), right)
     return solved

@@ -10,11 +10,14 @@ pairs of module names that the comparison meets on its way are what renames the 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgekit.architecture import Architecture, Attention, LatentAttention, Layer, TensorSpec
+from edgekit.atomic import write_json
 from edgekit.describe import describe
 from edgekit.errors import BadInputError
 from edgekit.family_table import FAMILIES
@@ -181,26 +184,33 @@ NO_SIBLING: dict[str, str] = {
 
 
 def dense_target(
-    config: Mapping[str, Any], source: Architecture, widths: list[int], path: str
+    config: Mapping[str, Any], source: Architecture, width: int, path: str, family: str = ""
 ) -> DenseTarget:
-    """The dense model of a sparse one whose feed-forwards need ``widths``, one per layer.
+    """The dense model of a sparse one, with ``width`` neurons in every layer.
 
-    All layers get the widest; ``path`` names the source in errors.
+    ``family`` takes that candidate instead of the first that fits; ``path`` names the source in
+    errors.
 
     Raises:
-        BadInputError: the model is dense already, or no dense architecture is the same but for
-            the experts; the sentence says what stands in the way.
+        BadInputError: no dense architecture is the same but for the experts; the sentence says
+            what stands in the way.
     """
-    if source.moe is None:
-        raise BadInputError(f"{path}: a {source.model_type} without experts is dense already")
-    if source.model_type in NO_SIBLING or source.model_type not in CANDIDATES:
+    candidates = CANDIDATES.get(source.model_type, ())
+    if not candidates:
         reason = NO_SIBLING.get(source.model_type, "no dense family is known to be the same")
         raise BadInputError(
             f"{path}: this {source.model_type} cannot become dense: {reason}; drop experts instead"
         )
+    if family and family not in [candidate.family for candidate in candidates]:
+        raise BadInputError(
+            f"{path}: a {source.model_type} cannot become a dense {family!r}; choose one of "
+            f"{', '.join(candidate.family for candidate in candidates)}"
+        )
     refusals = []
-    for candidate in CANDIDATES[source.model_type]:
-        wanted = _config(candidate, config, source, max(widths))
+    for candidate in candidates:
+        if family and candidate.family != family:
+            continue
+        wanted = _config(candidate, config, source, width)
         found = describe(wanted)
         difference = next(differences(source, found), None)
         if difference is None:
@@ -318,7 +328,9 @@ def _with_keys_of(family: str, config: Mapping[str, Any], model_type: str) -> di
     """The values of a config, defaults included, for the keys that another family has."""
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-    found = CONFIG_MAPPING[model_type].from_dict(dict(config)).to_dict()
+    with tempfile.TemporaryDirectory() as directory:  # from a file, infinite numbers are decoded
+        write_json(Path(directory) / "config.json", dict(config))
+        found = CONFIG_MAPPING[model_type].from_pretrained(directory).to_dict()
     general = set(PreTrainedConfig().to_dict()) - set(GENERAL_KEYS)
     known = (set(CONFIG_MAPPING[family]().to_dict()) | set(READ_KEYS)) - general
     return {key: value for key, value in found.items() if key in known}
