@@ -9,6 +9,7 @@ update.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -61,9 +62,11 @@ def choose(
     if another is worth more by the share ``margin``.
 
     Raises:
-        BadInputError: ``keep`` does not fit the router's top-k or groups.
+        BadInputError: ``keep`` does not fit the router's top-k or groups, or ``previous`` is of
+            another model.
     """
     require_count(mixture, keep)
+    _require_same_layers(previous, statistics.layers, mixture.num_experts)
     worth = scores(statistics, criterion, seed)
     protected = super_experts(statistics)
     favoured = _favoured(worth, statistics.layers, protected, previous, margin)
@@ -103,14 +106,28 @@ def require_count(mixture: Mixture, keep: int) -> None:
             f"[shrink] keep: {keep} experts do not divide into the router's {groups} groups; keep "
             f"{below or groups} or {below + groups}"
         )
-    reachable = keep // groups * mixture.top_groups + mixture.num_identities
+    reachable = keep // groups * mixture.top_groups  # identities aside: graphs compute top_k
     least = 2 if mixture.group_score == "top2" and groups > mixture.top_groups else 1
     if reachable < top_k or keep // groups < least:
-        each = max(least, -(-(top_k - mixture.num_identities) // mixture.top_groups))
+        each = max(least, -(-top_k // mixture.top_groups))
         raise BadInputError(
             f"[shrink] keep: with {keep} experts a token could choose among {reachable}, fewer "
             f"than its {top_k}, or a group would have fewer than {least}; keep at least "
             f"{each * groups}"
+        )
+
+
+def _require_same_layers(
+    previous: Mapping[int, Sequence[int]] | None, layers: Sequence[int], experts: int
+) -> None:
+    if previous is None:
+        return
+    beyond = [e for kept in previous.values() for e in kept if not 0 <= e < experts]
+    if set(previous) != set(layers) or beyond:
+        raise BadInputError(
+            f"[shrink] previous: a keep-map of layers {', '.join(map(str, sorted(previous)))}, but "
+            f"this model has {experts} experts in layers {', '.join(map(str, layers))}; give a "
+            "keep-map of the same teacher or leave it out"
         )
 
 
@@ -133,15 +150,22 @@ def enough_text(choice: Choice) -> str:
     overlap = choice.mean_overlap
     if overlap >= ENOUGH:
         return f"two halves of the text agree on {overlap:.1%} of the experts: it is enough"
+    more = f"about {text_wanted(overlap)} times the text would make the choice sure"
     if overlap >= NOISE:
-        return (
-            f"two halves of the text agree on {overlap:.1%} of the experts: twice the text would "
-            "make the choice sure"
-        )
+        return f"two halves of the text agree on {overlap:.1%} of the experts: {more}"
     return (
         f"two halves of the text agree on only {overlap:.1%} of the experts: the choice is partly "
-        "noise; give at least four times the text"
+        f"noise; {more}"
     )
+
+
+def text_wanted(overlap: float) -> int:
+    """How many times the text would bring the overlap to ``ENOUGH``.
+
+    The noise of a mean falls with the root of the number of tokens, and the experts on whom halves
+    disagree are those whose worth is within the noise of the cut.
+    """
+    return max(2, math.ceil(((1 - overlap) / (1 - ENOUGH)) ** 2 - 1e-9))
 
 
 def _favoured(

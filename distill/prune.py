@@ -22,9 +22,10 @@ from edgekit.describe import describe
 from edgekit.distill.keep import Kept
 from edgekit.distill.masked import masked
 from edgekit.distill.open_model import OpenModel, open_model
-from edgekit.errors import EdgekitError
+from edgekit.errors import BadInputError, EdgekitError
 from edgekit.progress import Progress
 
+SHARD_BYTES = 5_000_000_000
 PROOF_TOKENS = 128  # of a sequence
 TOLERANCE = 1e-3  # of the largest logit: the order of sums differs; bfloat16 copies exactly
 
@@ -50,11 +51,17 @@ def write_smaller(
     progress: Progress,
     more: Mapping[str, Any] | None = None,
 ) -> Architecture:
-    """Write a checkpoint with as many experts as ``kept``; ``tensor`` gives each of its tensors."""
+    """Write a checkpoint with as many experts as ``kept``; ``tensor`` gives each of its tensors.
+
+    Floats are stored as they were, what was stored quantized as bfloat16. Large weights are several
+    files.
+    """
     config = pruned_config(checkpoint.config, checkpoint.architecture, kept) | dict(more or {})
     smaller = describe(config)
     with progress.task("write the smaller model", len(smaller.tensors())) as task:
-        write_checkpoint(out, config, tensor, checkpoint.dtype, task.advance)
+        write_checkpoint(
+            out, config, tensor, checkpoint.dtype, task.advance, checkpoint.dtypes, SHARD_BYTES
+        )
     copy_tokenizer(checkpoint.path, out)
     return smaller
 
@@ -83,17 +90,41 @@ def pruned_tensors(
 def pruned_config(
     config: Mapping[str, Any], architecture: Architecture, kept: Kept
 ) -> dict[str, Any]:
-    """``config`` with the new number of experts under every key that states it."""
-    count = len(next(iter(kept.values())))
+    """``config`` with the new number of experts under every key that states it.
+
+    A config that leaves the number to its family's default gets it under the family's own key.
+
+    Raises:
+        BadInputError: the layers keep different numbers, or more depends on the number of experts.
+    """
+    counts = {len(experts) for experts in kept.values()}
+    if len(counts) > 1:
+        raise BadInputError(
+            f"layers would keep {min(counts)} to {max(counts)} experts, and a config has one "
+            "number for all; keep the same number in every layer"
+        )
+    if not architecture.expert_count_keys:
+        raise BadInputError(
+            f"experts of a {architecture.model_type} cannot be left out, because more than the "
+            "mixture depends on their number; choose another teacher"
+        )
+    (count,) = counts
     result = copy.deepcopy(dict(config))
-    for key in architecture.expert_count_keys:
-        *path, leaf = key.split(".")
-        inner: Any = result
-        for step in path:
-            inner = inner.get(step, {})
-        if leaf in inner:
-            inner[leaf] = count
+    places = [
+        (_object(result, key), key.rpartition(".")[2]) for key in architecture.expert_count_keys
+    ]
+    stated = [(inner, leaf) for inner, leaf in places if leaf in inner]
+    for inner, leaf in stated or places[:1]:
+        inner[leaf] = count
     return result
+
+
+def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object of the config that ``key`` is in; made where it is left to defaults."""
+    inner = config
+    for step in key.split(".")[:-1]:
+        inner = inner.setdefault(step, {})
+    return inner
 
 
 @torch.inference_mode()

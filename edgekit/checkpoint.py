@@ -9,7 +9,7 @@ read by memory map, one tensor at a time. Code and pickles in a checkpoint are n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -153,6 +153,13 @@ class Checkpoint:
         return stored if stored in ("F16", "F32") else "BF16"
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        """How the stored tensors that are plain floats are stored, by name."""
+        names = {spec.source.tensor for spec in self.specs}
+        kinds = {name: self.source.dtype(name) for name in names}
+        return {name: kind for name, kind in kinds.items() if kind in ("BF16", "F16", "F32")}
+
+    @property
     def stored_as(self) -> str:
         """How most of the matrices are stored, such as "BF16" or "fp8-e4m3"."""
         sizes: dict[str, int] = {}
@@ -214,42 +221,82 @@ def write_checkpoint(
     tensor: Callable[[TensorSpec], NDArray[np.float32]],
     dtype: str = "BF16",
     advance: Callable[[], None] = lambda: None,
+    stored_as: Mapping[str, str] | None = None,
+    shard_bytes: int = 0,
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into an existing, empty directory.
+    """Write ``config.json`` and weights into an existing, empty directory.
 
-    ``tensor`` is asked for each tensor of the architecture that ``config`` describes, in forward
-    order, and gives float32 of the right shape; norms are stored as float32, the rest as ``dtype``.
-    Tensors that the family stores as parts of a bigger one are put together again.
+    ``tensor`` is asked for each tensor of the architecture that ``config`` describes and gives
+    float32 of the right shape; norms are stored as float32, the rest as ``dtype``, but those in
+    ``stored_as`` as it says. Tensors that the family stores as parts of a bigger one are put
+    together again, as few of its rows at a time as the parts allow, so that memory holds an expert
+    and not all of them. The weights are
+    ``model.safetensors``, or, where that would have more than ``shard_bytes`` (0: no limit),
+    several files with an index.
     """
     stored: dict[str, list[TensorSpec]] = {}
     for spec in describe(config).tensors():
         stored.setdefault(spec.source.tensor, []).append(spec)
+    kinds = {name: "F32" if specs[0].role == "norm" else dtype for name, specs in stored.items()}
+    kinds |= dict(stored_as or {})
     layout = [
-        TensorInfo(name, "F32" if specs[0].role == "norm" else dtype, specs[0].source.shape)
-        for name, specs in stored.items()
+        TensorInfo(name, kinds[name], specs[0].source.shape) for name, specs in stored.items()
     ]
-    with TensorFileWriter(directory / WEIGHTS, layout, {"format": "pt"}) as writer:
-        for info in layout:
-            values = _assembled(stored[info.name], tensor, advance)
-            if info.dtype != "BF16":
-                values = values.astype(DTYPES[info.dtype][1])
-            writer.write(info.name, values)
+    shards = _shards(layout, shard_bytes)
+    for name, part in shards.items():
+        with TensorFileWriter(directory / name, part, {"format": "pt"}) as writer:
+            for info in part:
+                for first_row, values in _assembled(stored[info.name], tensor, advance):
+                    if info.dtype != "BF16":
+                        values = values.astype(DTYPES[info.dtype][1])
+                    writer.write(info.name, values, first_row)
+    if len(shards) > 1:
+        where = {info.name: name for name, part in shards.items() for info in part}
+        index = {"metadata": {"total_size": sum(i.nbytes for i in layout)}, "weight_map": where}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     text = json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
+
+
+def _shards(layout: Iterable[TensorInfo], limit: int) -> dict[str, list[TensorInfo]]:
+    """Tensors by file name, in order; a tensor that is larger than the limit has its own file."""
+    parts: list[list[TensorInfo]] = [[]]
+    size = 0
+    for info in layout:
+        if limit and parts[-1] and size + info.nbytes > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(info)
+        size += info.nbytes
+    if len(parts) == 1:
+        return {WEIGHTS: parts[0]}
+    count = len(parts)
+    return {f"model-{n:05}-of-{count:05}.safetensors": part for n, part in enumerate(parts, 1)}
 
 
 def _assembled(
     specs: list[TensorSpec],
     tensor: Callable[[TensorSpec], NDArray[np.float32]],
     advance: Callable[[], None],
-) -> NDArray[np.float32]:
-    """A stored tensor from the tensors that are its parts."""
-    whole = np.empty(specs[0].source.shape, np.float32)
+) -> Iterator[tuple[int | None, NDArray[np.float32]]]:
+    """A stored tensor from the tensors that are its parts: whole, or by rows with their start."""
+    shape = specs[0].source.shape
+    pieces: dict[tuple[int, int], list[TensorSpec]] = {}
     for spec in specs:
-        part = spec.source.view(whole)
-        part[...] = np.asarray(tensor(spec), np.float32).reshape(part.shape)
-        advance()
-    return whole
+        rows = spec.source.rows
+        span = (0, shape[0]) if rows is None else (rows.start, rows.stop)
+        pieces.setdefault(span, []).append(spec)
+    ends = [0, *(stop for _, stop in pieces)]
+    if [start for start, _ in pieces] != ends[:-1]:  # parts that share rows
+        pieces = {(0, shape[0]): specs}
+    for (start, stop), parts in pieces.items():
+        whole = (start, stop) == (0, shape[0])
+        values = np.empty((stop - start, *shape[1:]), np.float32)
+        for spec in parts:
+            part = spec.source.view(values) if whole else spec.source.read(lambda _, v=values: v)
+            part[...] = np.asarray(tensor(spec), np.float32).reshape(part.shape)
+            advance()
+        yield None if whole else start, values
 
 
 def copy_tokenizer(source: Path, target: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:

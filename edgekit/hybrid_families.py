@@ -198,7 +198,7 @@ HYBRIDS = (
                       width=key("expert_ffn_hidden_size"), normalize=False,
                       scaling=key("routed_scaling_factor", default=6.0),
                       correction="router.e_score_correction_bias", shortcut=True,
-                      sparse=_first_of_two, shrinks=False),
+                      sparse=_first_of_two),
            layers=key("num_layers"), width=key("ffn_hidden_size"),
            norm_eps=key("rms_norm_eps", default=1e-5),
            ignored=(r"model\.mtp\..*",

@@ -83,6 +83,7 @@ def _foreign_activation(architecture: Architecture, scheme: Scheme) -> bool:
     return architecture.moe is not None and architecture.moe.activation not in ("silu", "clamped")
 
 
+KERNEL_STEP = 8  # experts
 UNPACKED = ("router", "norms")  # what quantization-aware training can train
 OPENVINO = ("openvino-cpu", "openvino-gpu", "openvino-npu")
 ONNX = ("onnx-cpu", "onnx-dml")
@@ -213,11 +214,25 @@ def check_target(architecture: Architecture, scheme: Scheme, target: str) -> Non
             raise BadInputError(f"{target}: {finding.reason}; {finding.remedy}")
 
 
+def rounded_experts(keep: float, experts: int) -> int:
+    """The fraction ``keep`` of ``experts``, rounded.
+
+    Of 64 and more it is a multiple of 8 if ``experts`` is one: some kernels for sparse models pad
+    other numbers. Of fewer experts that would change the wanted size by more than a sixteenth.
+    """
+    step = KERNEL_STEP if experts >= 8 * KERNEL_STEP and experts % KERNEL_STEP == 0 else 1
+    count = step * round(keep * experts / step)
+    if keep * experts >= experts - 0.5:
+        return experts
+    return max(min(count, experts - step), 1)
+
+
 def experts_to_keep(architecture: Architecture, keep: float, source: str) -> int:
-    """How many experts of each layer the fraction ``keep`` means.
+    """How many experts of each layer the fraction ``keep`` means (:func:`rounded_experts`).
 
     Raises:
-        BadInputError: the model is dense, or fewer would stay than every token uses.
+        BadInputError: the model is dense, fewer would stay than every token uses, or ``keep`` is
+            less than 1 and yet all would.
     """
     moe = architecture.moe
     if moe is None:
@@ -230,7 +245,12 @@ def experts_to_keep(architecture: Architecture, keep: float, source: str) -> int
             f"{source}: experts of a {architecture.model_type} cannot be left out, because more "
             "than the mixture depends on their number; remove [shrink] from the recipe"
         )
-    count = round(keep * moe.num_experts)
+    count = rounded_experts(keep, moe.num_experts)
+    if count == moe.num_experts and keep < 1:
+        raise BadInputError(
+            f"[shrink] keep: {keep} of {moe.num_experts} experts is all of them; keep at most "
+            f"{(moe.num_experts - 1) / moe.num_experts:.4g}, or 1 for no change"
+        )
     if count < moe.num_experts_per_tok:
         raise BadInputError(
             f"[shrink] keep: {keep} of {moe.num_experts} experts is {count}, fewer than the "

@@ -59,7 +59,7 @@ def test_states_beside_the_cache_are_not_given_to_the_npu(
         check_target(architecture, Scheme.parse("int4-channel"), "openvino-npu")
 
 
-@pytest.mark.parametrize("family", ["jetmoe", "longcat_flash"])
+@pytest.mark.parametrize("family", ["jetmoe"])
 def test_experts_that_more_depends_on_cannot_be_left_out(
     family: str, tiny_model: Callable[..., Path]
 ) -> None:
