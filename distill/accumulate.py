@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekit.architecture import Mixture
@@ -38,21 +40,31 @@ class LayerSums:
     """The sums of one sparse layer; names and shapes as in
     :class:`edgekit.distill.statistics.Statistics`, classes flattened to [S·D]."""
 
-    def __init__(self, mixture: Mixture, hidden_size: int, classes: TokenClasses) -> None:
+    def __init__(
+        self,
+        mixture: Mixture,
+        hidden_size: int,
+        classes: TokenClasses,
+        device: torch.device | None = None,
+    ) -> None:
         experts, wide = mixture.num_experts, mixture.intermediate_size
         choices = experts + mixture.num_identities
         self.classes = classes
         self.scoring = mixture.scoring
         self.experts = experts
-        self.per_class = _zeros(experts, classes.count, len(SUMS))
-        self.output_max = _zeros(experts, classes.count)
-        self.probability_sum = _zeros(classes.domains, choices)
-        self.entropy_sum = _zeros(classes.domains)
-        self.coactivation = _zeros(experts, experts)
-        self.logit_gram = _zeros(choices, choices)
-        self.gated_output_sum = _zeros(experts, hidden_size)
-        self.neuron_gated_sum = _zeros(experts, wide)
-        self.neuron_sq_sum = _zeros(experts, wide)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.per_class = zeros(experts, classes.count, len(SUMS))
+        self.output_max = zeros(experts, classes.count)
+        self.probability_sum = zeros(classes.domains, choices)
+        self.entropy_sum = zeros(classes.domains)
+        self.coactivation = zeros(experts, experts)
+        self.logit_gram = zeros(choices, choices)
+        self.gated_output_sum = zeros(experts, hidden_size)
+        self.neuron_gated_sum = zeros(experts, wide)
+        self.neuron_sq_sum = zeros(experts, wide)
 
     def routed(self, x: Tensor, routing: Routing) -> None:
         """Add up the router's decisions for a batch."""
@@ -64,9 +76,10 @@ class LayerSums:
         else:
             shares = logits.softmax(-1)
         entropy = torch.special.entr(shares).sum(-1)
-        self.probability_sum.index_add_(0, domain, shares.double())
-        self.entropy_sum.index_add_(0, domain, entropy.double())
-        self.logit_gram += (logits.T @ logits).double()
+        add_rows(self.probability_sum, domain, shares)
+        add_rows(self.entropy_sum, domain, entropy)
+        finite = logits.masked_fill(logits == -torch.inf, 0.0)  # experts that are not allowed
+        self.logit_gram += (finite.T @ finite).double()
         chosen = torch.zeros(len(logits), logits.shape[1], device=logits.device)
         chosen.scatter_(1, routing.index, 1.0)
         chosen = chosen[:, : self.experts]
@@ -84,12 +97,16 @@ class LayerSums:
             (torch.ones_like(norms), wide, norms, norms.square(), gated, gated.square()), 1
         )
         classes = self.classes.of_tokens[tokens]
-        self.per_class[expert].index_add_(0, classes, values)
+        add_rows(self.per_class[expert], classes, values)
         largest = output.abs().amax(-1).double()
         self.output_max[expert].scatter_reduce_(0, classes, largest, "amax")
         self.gated_output_sum[expert] += (gate @ output).double()
         self.neuron_gated_sum[expert] += (gate @ hidden.abs()).double()
         self.neuron_sq_sum[expert] += hidden.square().sum(0).double()
+
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """The sums of :meth:`tensors` as numpy arrays."""
+        return {name: tensor.cpu().numpy() for name, tensor in self.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, classes as [S, D] before the experts."""
@@ -104,5 +121,12 @@ class LayerSums:
         return result
 
 
-def _zeros(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64)
+def add_cosines(total: Tensor, classes: TokenClasses, before: Tensor, after: Tensor) -> None:
+    """Add to ``total`` [D] how alike a decoder layer's input and output [B, T, H] are."""
+    alike = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+    add_rows(total, classes.of_tokens % classes.domains, alike.reshape(-1))
+
+
+def add_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
+    """``total[rows[i]] += values[i]``, on every device in the same order each time."""
+    total.index_put_((rows,), values.to(total.dtype), accumulate=True)

@@ -2,33 +2,39 @@
 
 The text is cut into chunks that depend on the text alone. Each chunk's sums are a file of their
 own, written whole or not at all, so an interrupted pass continues, several workers each take a
-share, and their result is the same as that of one, bit for bit.
+share, and their result is the same as that of one, bit for bit. A model that takes too much of the
+memory is run a layer at a time (:mod:`edgekit.distill.streamed`), with the same sums.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edgekit.atomic import disk_errors
 from edgekit.checkpoint import read_config, shard_names
 from edgekit.digests import json_digest
-from edgekit.distill.accumulate import HALVES, LayerSums, TokenClasses
+from edgekit.distill.accumulate import LayerSums, TokenClasses, add_cosines
+from edgekit.distill.chunks import Text, assembled, require_finite
+from edgekit.distill.masked import Mask, masked
 from edgekit.distill.open_model import OpenModel, open_model
-from edgekit.distill.statistics import Statistics, StatisticsInfo, add_up
+from edgekit.distill.pass_memory import SHARE, free_memory, pass_needs
+from edgekit.distill.statistics import Statistics, add_up, save_whole
+from edgekit.distill.streamed import run_streamed
 from edgekit.errors import BadInputError
+from edgekit.memory import peak_memory, require_disk, require_memory, reset_peak_memory
 from edgekit.progress import Progress, Task
-from edgekit.sequences import TokenSequence, equal_length_runs, sequences_digest, stacked
+from edgekit.sequences import TokenSequence, sequences_digest
 from edgekit.tensorfile import read_header
 
-BATCH_TOKENS = 1024
 MAX_CHUNKS = 32
 SAMPLE_BYTES = 1 << 16  # of each end of a weights file that enter the digest
 
@@ -46,45 +52,142 @@ class Share:
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
+@dataclass(frozen=True)
+class PassOptions:
+    """How to run the model.
+
+    ``dtype`` is its precision; sums are float64 whatever it is. ``device`` is torch's. ``mode``
+    "whole" has all weights in memory, "streamed" those of one layer; "auto" streams what would take
+    more than about 60 % of the available memory. ``force`` goes on where memory seems too small.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    mode: Literal["auto", "whole", "streamed"] = "auto"
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What a worker's pass cost. ``seconds`` and ``tokens`` are of what was not there already;
+    ``peak_memory`` bytes of this process beside ``expected_memory``, which was said before."""
+
+    mode: str
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory: int
+    expected_memory: int
+
+
 def collect(
     model: Path,
     sequences: Sequence[TokenSequence],
     scratch: Path,
     progress: Progress,
     share: Share | None = None,
+    options: PassOptions | None = None,
+    report: Callable[[PassReport], None] = lambda _: None,
 ) -> Statistics:
     """Statistics of ``model`` on ``sequences``; held-out ones are left out.
 
-    Chunks that lie in ``scratch`` already are not run again. A worker returns what is there after
-    its share; :func:`edgekit.distill.statistics.require_whole` says whether that is all.
+    What lies in ``scratch`` already is not run again. A worker returns what is there after its
+    share; :func:`edgekit.distill.statistics.require_whole` says whether that is all. ``report`` is
+    told what it cost, if anything was run.
 
     Raises:
-        BadInputError: the model is dense, there is no text, a sequence is longer than the context,
-            or weights or activations are not finite.
+        BadInputError: the model is dense, a domain has no text, a sequence is empty or longer than
+            the context, or weights or activations are not finite.
+        OutOfResourcesError: memory or disk are too small, or the disk is full.
     """
-    share = share or Share()
+    share, options = share or Share(), options or PassOptions()
+    text = calibration_text(sequences)
+    digest = checkpoint_digest(model)
+    key = json_digest([digest, sequences_digest(text.sequences), options.dtype])[:16]
+    with disk_errors(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+    files = [scratch / f"chunk-{key}-{n:02}.safetensors" for n in range(len(text.chunks))]
+    mine = [n for n in range(len(files)) if n % share.workers == share.rank]
+    if not all(files[n].is_file() for n in mine):
+        dtype = getattr(torch, options.dtype)
+        with open_model(model, dtype=dtype, device=options.device, load=False) as opened:
+            _require_fit(opened, text.sequences)
+            mode, expected = _plan(opened, text, options, scratch)
+            here = scratch / f"streamed-{key}-{share.rank}-of-{share.workers}"
+            missing = [n for n in mine if not files[n].is_file()]
+            reset_peak_memory()
+            begin = time.perf_counter()
+            tokens = sum(text.size(n) for n in missing)
+            with progress.task("measure the experts", tokens) as task:
+                if mode == "streamed":
+                    run_streamed(opened, digest, text, mine, files, here, task)
+                else:
+                    _run_whole(opened, digest, text, missing, files, task)
+            seconds = time.perf_counter() - begin
+        speed = tokens / seconds
+        report(PassReport(mode, tokens, seconds, speed, peak_memory(), expected))
+    return add_up(Statistics.load(file) for file in files if file.is_file())
+
+
+def calibration_text(sequences: Sequence[TokenSequence]) -> Text:
+    """The sequences that are not held out, in chunks.
+
+    Raises:
+        BadInputError: there are none, a domain has none, or one is empty.
+    """
     text = [s for s in sequences if not s.held_out]
     if not text:
         raise BadInputError("no calibration text; raise [data] tokens")
-    scratch.mkdir(parents=True, exist_ok=True)
-    digest = checkpoint_digest(model)
-    key = json_digest([digest, sequences_digest(text)])[:16]
-    chunks = chunk_bounds(len(text))
-    files = [scratch / f"chunk-{key}-{number:02}.safetensors" for number in range(len(chunks))]
-    mine = [n for n in range(len(chunks)) if n % share.workers == share.rank]
-    missing = [number for number in mine if not files[number].is_file()]
-    if missing:
-        with open_model(model) as opened:
-            _require_fit(opened, text)
-            total = sum(len(s.tokens) for n in missing for s in text[slice(*chunks[n])])
-            with progress.task("measure the experts", total) as task:
-                for number in missing:
-                    part = run_chunk(opened, digest, text, chunks, number, task)
-                    with disk_errors(files[number]):
-                        partial = files[number].with_suffix(".partial")
-                        part.save(partial)
-                        partial.replace(files[number])
-    return add_up([Statistics.load(file) for file in files if file.is_file()])
+    without = {s.domain for s in sequences} - {s.domain for s in text}
+    if without:
+        raise BadInputError(
+            f"no calibration text of the domain {min(without)!r}; raise [data] tokens, or leave it "
+            "out"
+        )
+    if not all(len(s.tokens) for s in text):
+        raise BadInputError("a sequence of the calibration text is empty; make the text again")
+    return Text.of(text, chunk_bounds(len(text)))
+
+
+def _plan(opened: OpenModel, text: Text, options: PassOptions, scratch: Path) -> tuple[str, int]:
+    """The mode and the memory that it will need; refuses what will not fit."""
+    needs = pass_needs(opened, text)
+    mode = options.mode
+    if mode == "auto":
+        mode = "whole" if needs.whole <= SHARE * free_memory(opened.device) else "streamed"
+    expected = needs.whole if mode == "whole" else needs.streamed
+    what = f"{opened.path}: measuring the experts of the {mode} model"
+    if opened.device.type == "cpu":
+        require_memory(expected, what, options.force)
+    if not options.force:
+        disk = needs.sums_disk + (needs.states_disk if mode == "streamed" else 0)
+        require_disk(scratch, disk, what)
+    return mode, expected
+
+
+def _run_whole(
+    opened: OpenModel,
+    digest: str,
+    text: Text,
+    missing: Sequence[int],
+    files: Sequence[Path],
+    task: Task,
+) -> None:
+    opened.load()
+    for number in missing:
+        save_whole(run_chunk(opened, digest, text.sequences, text.chunks, number, task),
+                   files[number])  # fmt: skip
+
+
+def collect_masked(
+    opened: OpenModel, sequences: Sequence[TokenSequence], mask: Mask, progress: Progress
+) -> Statistics:
+    """Statistics with only the experts of ``mask`` allowed, in memory and at once."""
+    text = [s for s in sequences if not s.held_out]
+    chunks = [(0, len(text))]
+    total = sum(len(s.tokens) for s in text)
+    with masked(opened, mask), progress.task("measure who is left", total) as task:
+        return run_chunk(opened, checkpoint_digest(opened.path), text, chunks, 0, task)
 
 
 def chunk_bounds(count: int) -> list[tuple[int, int]]:
@@ -97,61 +200,33 @@ def chunk_bounds(count: int) -> list[tuple[int, int]]:
 def run_chunk(
     opened: OpenModel,
     digest: str,
-    text: Sequence[TokenSequence],
+    sequences: Sequence[TokenSequence],
     chunks: Sequence[tuple[int, int]],
     number: int,
     task: Task | None = None,
 ) -> Statistics:
-    """The sums of one chunk of ``text``; ``digest`` is the checkpoint's."""
-    domains = sorted({s.domain for s in text})
-    classes = _classes(text, domains)
-    begin, end = chunks[number]
-    current = TokenClasses(len(domains), torch.zeros(0, dtype=torch.int64))
+    """The sums of one chunk of ``sequences``, whose model is loaded; ``digest`` is the model's."""
+    text = Text.of(sequences, chunks)
+    current = TokenClasses(len(text.domains), torch.zeros(0, dtype=torch.int64))
+    device, hidden = opened.device, opened.architecture.hidden_size
     sums = {
-        layer: LayerSums(block.mixture, opened.architecture.hidden_size, current)
+        layer: LayerSums(block.mixture, hidden, current, device)
         for layer, block in opened.mixtures.items()
     }
-    cosines = torch.zeros(len(opened.layers), len(domains), dtype=torch.float64)
-    seen = np.zeros((HALVES, len(domains)), np.int64)
+    cosines = torch.zeros(len(opened.layers), len(text.domains), dtype=torch.float64, device=device)
     with _watching(opened, sums, _block_cosines(cosines, current)):
-        for first, last in equal_length_runs(text[begin:end], BATCH_TOKENS):
-            batch = text[begin + first : begin + last]
-            per_sequence = classes[begin + first : begin + last]
-            length = len(batch[0].tokens)
-            current.of_tokens = torch.from_numpy(np.repeat(per_sequence, length))
-            np.add.at(seen.reshape(-1), per_sequence, length)
-            opened.decoder(input_ids=torch.from_numpy(stacked(batch)), use_cache=False)
+        for ids, classes in text.batches(number):
+            current.of_tokens = classes.to(device)
+            opened.decoder(input_ids=ids.to(device), use_cache=False)
             if task:
-                task.advance(length * len(batch))
-    info = StatisticsInfo(
-        checkpoint=digest,
-        sequences=sequences_digest(text),
-        model_type=opened.architecture.model_type,
-        layers=tuple(sums),
-        domains=tuple(domains),
-        chunks=(number,),
-        total_chunks=len(chunks),
-    )
-    arrays = {
-        name: torch.stack([s.tensors()[name] for s in sums.values()]).numpy()
-        for name in next(iter(sums.values())).tensors()
-    }
-    for name in ("tokens", "coactivation"):
-        arrays[name] = arrays[name].astype(np.int64)
-    statistics = Statistics(info, seen=seen, block_cosine_sum=cosines.numpy(), **arrays)
-    _require_finite(statistics, opened.path)
-    return statistics
-
-
-def _classes(text: Sequence[TokenSequence], domains: Sequence[str]) -> np.ndarray:
-    """The class of each sequence: every second one of a domain is in the other half."""
-    counts = dict.fromkeys(domains, 0)
-    result = np.empty(len(text), np.int64)
-    for number, sequence in enumerate(text):
-        half = counts[sequence.domain] % HALVES
-        counts[sequence.domain] += 1
-        result[number] = half * len(domains) + domains.index(sequence.domain)
-    return result
+                task.advance(ids.numel())
+    found = {layer: layer_sums.arrays() for layer, layer_sums in sums.items()}
+    alike = cosines.cpu().numpy()
+    for layer in range(len(opened.layers)):
+        inside = {n: f for n, f in found.items() if n // opened.parts == layer}
+        require_finite(inside, alike[layer], layer, str(opened.path))
+    info = text.info(number, digest, opened.architecture.model_type, tuple(found))
+    return assembled(info, text.seen(number), list(found.values()), alike)
 
 
 @contextmanager
@@ -177,10 +252,7 @@ def _block_cosines(sums: Tensor, classes: TokenClasses) -> Callable[[int], Calla
 
     def of_layer(number: int) -> Callable[..., None]:
         def hook(_: object, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            result = output[0] if isinstance(output, tuple) else output
-            alike = torch.cosine_similarity(arguments[0].float(), result.float(), dim=-1)
-            domain = classes.of_tokens % classes.domains
-            sums[number].index_add_(0, domain, alike.reshape(-1).double())
+            add_cosines(sums[number], classes, arguments[0], output)
 
         return hook
 
@@ -198,19 +270,6 @@ def _require_fit(opened: OpenModel, text: Sequence[TokenSequence]) -> None:
         raise BadInputError(
             f"{opened.path}: a sequence of {longest} tokens is longer than the context of "
             f"{architecture.context_length}; lower [data] sequence_length"
-        )
-
-
-def _require_finite(statistics: Statistics, path: Path) -> None:
-    sums = statistics.total("gated_sum") + statistics.total("output_max")
-    for layer, row, logits in zip(statistics.layers, sums, statistics.logit_gram, strict=True):
-        if np.isfinite(row).all() and np.isfinite(logits).all():
-            continue
-        bad = np.flatnonzero(~np.isfinite(row))
-        part = f"expert {bad[0]}" if len(bad) else "the router"
-        raise BadInputError(
-            f"{path}: {part} of layer {layer} gives values that are not finite; the weights are "
-            "damaged, download them again"
         )
 
 

@@ -9,7 +9,8 @@ metadata says which checkpoint and text it is of.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edgekit.atomic import PARTIAL, disk_errors
 from edgekit.errors import BadInputError
 from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
 
@@ -25,6 +27,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 INTEGERS = ("tokens", "seen", "coactivation")
 MAXIMA = ("output_max",)
+KINDS = {"int64": "I64", "float64": "F64"}
 INFO = "edgekit_statistics"
 
 
@@ -114,15 +117,13 @@ class Statistics:
             if row.any()
         }
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The sums by name."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
     def save(self, path: Path) -> None:
         """Write the file; see :func:`load`."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        kinds = {name: "I64" if name in INTEGERS else "F64" for name in ARRAYS}
-        layout = [TensorInfo(name, kinds[name], array.shape) for name, array in arrays.items()]
-        metadata = {INFO: self.info.model_dump_json()}
-        with TensorFileWriter(path, layout, metadata) as writer:
-            for name, array in arrays.items():
-                writer.write(name, np.ascontiguousarray(array))
+        _write(path, self.arrays(), {INFO: self.info.model_dump_json()})
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
@@ -145,21 +146,58 @@ class Statistics:
 ARRAYS = tuple(field.name for field in dataclasses.fields(Statistics) if field.name != "info")
 
 
-def add_up(parts: Sequence[Statistics]) -> Statistics:
-    """The sums over several chunks of one text, added in the order of the chunks.
+def add_up(parts: Iterable[Statistics]) -> Statistics:
+    """The sums over several chunks of one text, added in the order given: that of the chunks.
 
-    So the result does not depend on who computed which chunk.
+    So the result does not depend on who computed which chunk. One part is held at a time beside
+    the sum, if ``parts`` makes them one by one.
     """
-    ordered = sorted(parts, key=lambda part: part.info.chunks)
-    arrays: dict[str, Any] = {}
-    for name in ARRAYS:
-        total = getattr(ordered[0], name).copy()
-        for part in ordered[1:]:
-            value = getattr(part, name)
-            total = np.maximum(total, value) if name in MAXIMA else total + value
-        arrays[name] = total
-    chunks = tuple(number for part in ordered for number in part.info.chunks)
-    return Statistics(ordered[0].info.model_copy(update={"chunks": chunks}), **arrays)
+    iterator = iter(parts)
+    first = next(iterator)
+    totals = {name: values.copy() for name, values in first.arrays().items()}
+    chunks = first.info.chunks
+    for part in iterator:
+        for name, values in part.arrays().items():
+            (np.maximum if name in MAXIMA else np.add)(totals[name], values, out=totals[name])
+        chunks += part.info.chunks
+    arrays: dict[str, Any] = {**totals}
+    return Statistics(first.info.model_copy(update={"chunks": chunks}), **arrays)
+
+
+def save_whole(statistics: Statistics, path: Path) -> None:
+    """Write a file of statistics whole or not at all.
+
+    Raises:
+        OutOfResourcesError: the disk is full.
+    """
+    write_arrays(path, statistics.arrays(), {INFO: statistics.info.model_dump_json()})
+
+
+def write_arrays(
+    path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write int64 and float64 arrays as a safetensors file, whole or not at all."""
+    partial = path.with_suffix(PARTIAL)
+    with disk_errors(path):
+        _write(partial, arrays, metadata)
+        with partial.open("r+b") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Copies of the arrays of a safetensors file."""
+    with TensorFile(path) as file:
+        return {name: file.array(name).copy() for name in file.tensors}
+
+
+def _write(
+    path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None
+) -> None:
+    layout = [TensorInfo(name, KINDS[str(a.dtype)], a.shape) for name, a in arrays.items()]
+    with TensorFileWriter(path, layout, metadata) as writer:
+        for name, array in arrays.items():
+            writer.write(name, np.ascontiguousarray(array))
 
 
 def require_whole(statistics: Statistics, source: str) -> None:
