@@ -71,12 +71,18 @@ class Bench:
     progress: Progress
 
 
-def prepare(teacher: Path, opened: OpenModel, work: Path, progress: Progress) -> Bench:
-    """Make the text unless ``work`` has it, and measure the teacher's experts on it."""
+def make_text(teacher: Path, work: Path, progress: Progress) -> list[TokenSequence]:
+    """The text, made unless ``work`` has it."""
     if not (work / FILE_NAME).is_file():
         (work / "text").mkdir(exist_ok=True)
         make_sequences(teacher, TEXT, work, progress, work / "text")
-    text = read_sequences(work / FILE_NAME)
+    return read_sequences(work / FILE_NAME)
+
+
+def prepare(
+    teacher: Path, opened: OpenModel, text: list[TokenSequence], work: Path, progress: Progress
+) -> Bench:
+    """Measure the teacher's experts and remember its answers."""
     halves: tuple[list[TokenSequence], list[TokenSequence]] = ([], [])
     counts: dict[str, int] = {}
     for sequence in (s for s in text if s.held_out):
@@ -180,11 +186,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     progress = default_progress()
-    with tempfile.TemporaryDirectory() as directory, open_model(arguments.teacher) as opened:
+    with tempfile.TemporaryDirectory() as directory:
         work: Path = arguments.work or Path(directory)
         work.mkdir(parents=True, exist_ok=True)
-        bench = prepare(arguments.teacher, opened, work, progress)
-        rows = list(measure_all(bench, arguments.merge))
+        text = make_text(arguments.teacher, work, progress)
+        with open_model(arguments.teacher) as opened:
+            bench = prepare(arguments.teacher, opened, text, work, progress)
+            rows = list(measure_all(bench, arguments.merge))
     tokens = sum(len(v) for v in rows[0].measured.values)
     print(f"{arguments.teacher.name}, {tokens} held-out tokens in "
           f"{len(rows[0].measured.values)} sequences, {platform.machine()}, torch "
