@@ -86,6 +86,7 @@ def load_unlisted(directory: Path, dtype: torch.dtype | str = torch.float32) -> 
             use_safetensors=True,
             trust_remote_code=False,
             experts_implementation="eager",
+            ignore_mismatched_sizes=True,  # they are refused by name below
             output_loading_info=True,
         )
     for kind in ("missing_keys", "mismatched_keys"):
