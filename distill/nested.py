@@ -13,6 +13,7 @@ budget for training both are healed: what sharing a file costs is a number in th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.architecture import Architecture
+from edgekit.distill.cache import LogitCache
 from edgekit.distill.divergence import Divergence, Targets
 from edgekit.distill.masked import Mask, measure_masked
-from edgekit.distill.open_model import OpenModel
+from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.state import TrainingState
 from edgekit.distill.trainer import Trainer
 from edgekit.errors import BadInputError
@@ -38,9 +40,9 @@ Ranking = Callable[[Mask, int], Order]
 class NestedPrefix(BaseModel):
     """The student of the first ``experts`` per layer, beside one chosen for this size alone.
 
-    ``shared_experts`` is the share of experts that both have. ``healed`` and ``healed_separate``
-    are KL after training: one run for all prefixes, and one for each separate student, of as many
-    steps per student.
+    ``separate_experts`` are the other's experts, ``shared_experts`` the share that both have.
+    ``healed`` and ``healed_separate`` are KL after training: one run for all prefixes, and one for
+    each separate student, of as many steps per student.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +51,7 @@ class NestedPrefix(BaseModel):
     share: float
     prefix: Divergence
     separate: Divergence
+    separate_experts: dict[int, list[int]]
     shared_experts: float
     healed: Divergence | None = None
     healed_separate: Divergence | None = None
@@ -171,12 +174,30 @@ def compare(
             share=size / experts,
             prefix=before[i],
             separate=apart[i],
+            separate_experts={layer: list(kept) for layer, kept in alone[i].items()},
             shared_experts=_overlap(nested[i], alone[i]),
             healed=healed[i],
             healed_separate=healed_apart[i],
         )
         for i, size in enumerate(sizes)
     ]
+
+
+def compare_healed(
+    teacher: Path, report: NestedReport, cache: Path, params: DistillSection, progress: Progress
+) -> NestedReport:
+    """``report`` with what its prefixes and their separate rivals are after training on ``cache``.
+
+    Nothing is written: all are masks over the teacher, whose logits ``cache`` holds.
+
+    Raises:
+        BadInputError: the cache has no text to train or to measure on, or training diverged.
+    """
+    separate: dict[int, Mask] = {p.experts: p.separate_experts for p in report.prefixes}
+    with open_model(teacher) as opened:
+        targets = LogitCache(cache)
+        prefixes = compare(opened, report.order, separate, targets, progress, params)
+    return report.model_copy(update={"prefixes": prefixes, "steps": params.steps})
 
 
 def _divergence(opened: OpenModel, mask: Mask, targets: Targets, progress: Progress) -> Divergence:
