@@ -6,6 +6,7 @@ is a smaller student over the same file.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +17,19 @@ from pydantic import BaseModel, ConfigDict
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, read_json
 from edgekit.distill.automatic import AutomaticReport, Candidate, choose_by_measurement
-from edgekit.distill.collect import checkpoint_digest, collect
+from edgekit.distill.collect import checkpoint_digest, collect, collect_masked
 from edgekit.distill.criteria import CRITERIA, scores
 from edgekit.distill.divergence import held_out_sequences, remember
 from edgekit.distill.keep import Choice, Kept, choose, enough_text
+from edgekit.distill.masked import Mask
+from edgekit.distill.nested import (
+    NestedReport,
+    Order,
+    compare,
+    nested_sizes,
+    order_experts,
+    ranked_by,
+)
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.prune import check_pruned, masked_logits, write_pruned
 from edgekit.distill.skew import skew
@@ -60,6 +70,7 @@ class ShrinkReport(BaseModel):
     usage_after: list[list[float]]
     usage_by_domain: dict[str, list[list[float]]]
     automatic: AutomaticReport | None
+    nested: NestedReport | None
     notes: list[str]
 
 
@@ -90,9 +101,14 @@ def shrink(
     measured = _statistics(model, text, scratch or out / "scratch", statistics, progress)
     with open_model(model) as opened:
         choice, automatic = _choose(opened, measured, keep, params, previous, text, progress)
+        nested = None
+        if params.nested:
+            sizes = nested_sizes(architecture, params.nested, str(model))
+            choice, nested = _nest(opened, measured, choice, sizes, params, text, progress)
         proof = next(s.tokens.tolist() for s in text)
         expected = masked_logits(opened, choice.kept, proof)
-        smaller = write_pruned(opened.checkpoint, choice.kept, out, progress)
+        sizes_key = {"edgekit_nested": [p.experts for p in nested.prefixes]} if nested else {}
+        smaller = write_pruned(opened.checkpoint, choice.kept, out, progress, sizes_key)
     check_pruned(out, smaller.parameters(), choice.kept, proof, expected)
     after = _usage(out, text, scratch, progress)
     report = ShrinkReport(
@@ -112,6 +128,7 @@ def shrink(
         usage_after=_rounded(after.frequency),
         usage_by_domain={d: _rounded(measured.domain(d).frequency) for d in measured.domains},
         automatic=automatic,
+        nested=nested,
         notes=_notes(measured, after, choice, automatic),
     )
     write_json(out / KEEP_MAP, report.model_dump(mode="json"))
@@ -188,6 +205,39 @@ def _choose(
     targets = remember(opened.model, held_out, progress)
     report = choose_by_measurement(opened, candidates, targets, progress)
     return choices[report.chosen], report
+
+
+def _nest(
+    opened: OpenModel,
+    measured: Statistics,
+    choice: Choice,
+    sizes: list[int],
+    params: ShrinkSection,
+    text: Sequence[TokenSequence],
+    progress: Progress,
+) -> tuple[Choice, NestedReport]:
+    """The kept experts in the order of their worth, and what each prefix costs.
+
+    At each size the experts are measured again among those that are left.
+    """
+    mixture = opened.architecture.moe
+    assert mixture is not None
+
+    def ranking(left: Mask, _: int) -> Order:
+        whole = all(len(experts) == mixture.num_experts for experts in left.values())
+        found = measured if whole else collect_masked(opened, text, left, progress)
+        worth = scores(found, params.criterion, params.seed)
+        return ranked_by(worth, measured.layers, left, choice.protected)
+
+    order = order_experts(measured.layers, mixture.num_experts, sizes, ranking)
+    separate: dict[int, Mask] = {
+        size: choose(measured, mixture, size, params.criterion, params.seed).kept for size in sizes
+    }
+    targets = remember(opened.model, held_out_sequences(text, MEASURED_PER_DOMAIN), progress)
+    prefixes = compare(opened, order, separate, targets, progress)
+    kept = {layer: experts[: sizes[0]] for layer, experts in order.items()}
+    report = NestedReport(criterion=params.criterion, order=order, prefixes=prefixes)
+    return dataclasses.replace(choice, kept=kept), report
 
 
 def _usage(

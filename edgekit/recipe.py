@@ -22,6 +22,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
@@ -125,6 +126,11 @@ class ShrinkSection(Section):
     criterion: Criterion = Field(
         "reap", description="what an expert is worth; auto: measured on held-out text"
     )
+    nested: tuple[Fraction, ...] = Field(
+        (),
+        description="store experts in the order of their worth, so that these shares of them, the "
+        "largest of which is keep, are students over one file",
+    )
     previous: str = Field(
         "", description="an earlier shrink of the same teacher, whose experts are kept if they can"
     )
@@ -133,6 +139,18 @@ class ShrinkSection(Section):
         description="how much more an expert must be worth than one of previous to replace it",
     )  # fmt: skip
     seed: int = Field(0, ge=0, lt=2**32, description="of random keep-sets")
+
+    @model_validator(mode="after")
+    def _nested_from_keep(self) -> ShrinkSection:
+        if self.nested and max(self.nested) != self.keep:
+            raise PydanticCustomError(
+                "nested", "the largest share of nested must be keep; make them equal"
+            )
+        if self.nested and self.criterion == "auto":
+            raise PydanticCustomError(
+                "nested", "nested needs an order of worth, which auto has not; name a criterion"
+            )
+        return self
 
 
 class DistillSection(Section):
@@ -265,6 +283,8 @@ def checked(section: type[AnySection], **values: Any) -> AnySection:
         return section(**values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if not first["loc"]:  # of several options together
+            raise BadInputError(first["msg"]) from None
         option = str(first["loc"][0]).replace("_", "-")
         raise BadInputError(
             f"--{option}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}; "
@@ -288,7 +308,7 @@ def _sentence(error: ValidationError, source: str) -> str:
     location = first["loc"]
     table = ".".join(str(part) for part in location[:-1])
     where = f"{source}: [{table}] {location[-1]}" if table else f"{source}: {location[-1]}"
-    if first["type"] == "domain":
+    if first["type"] in ("domain", "nested"):
         return f"{where}: {first['msg']}; correct it"
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key{_nearest(location)}; see docs/recipe.md for all keys"

@@ -51,6 +51,10 @@ def shrink(
     statistics: Annotated[
         Path | None, typer.Option(help="Directory of `shrink stats`; nothing is measured again.")
     ] = None,
+    nested: Annotated[
+        str,
+        typer.Option(help="Like 1.0,0.75,0.5: students over one file, instead of --keep."),
+    ] = "",
     previous: Annotated[
         str, typer.Option(help="An earlier shrink; its experts stay if they can.")
     ] = "",
@@ -60,9 +64,11 @@ def shrink(
     json: Json = False,
 ) -> None:
     """One step alone: fewer experts (`edgekit shrink stats MODEL` only measures them)."""
+    shares = parse_shares(nested)
     section = checked(
-        ShrinkSection, keep=keep, criterion=criterion, previous=previous, margin=margin, seed=seed
-    )
+        ShrinkSection, keep=max(shares, default=keep), criterion=criterion, nested=shares,
+        previous=previous, margin=margin, seed=seed,
+    )  # fmt: skip
     sampling = _sampling(data, tokens, held_out_tokens, sequence_length, seed)
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.shrink import shrink as shrink_model
@@ -88,6 +94,18 @@ def shrink(
             for c in report.automatic.candidates
         ]  # fmt: skip
         head = ["criterion", "KL, worst domain", "which", "KL, all text", ""]
+        console().print(table("nats per token on held-out text", head, rows))
+    if report.nested:
+        rows = [
+            [
+                f"{p.experts}",
+                p.prefix.all.text(4),
+                p.separate.all.text(4),
+                f"{p.shared_experts:.0%}",
+            ]
+            for p in report.nested.prefixes
+        ]  # fmt: skip
+        head = ["experts", "KL as a prefix", "KL chosen alone", "in common"]
         console().print(table("nats per token on held-out text", head, rows))
     for note in report.notes:
         print(f"· {note}")
@@ -154,6 +172,22 @@ def stats(
     console().print(table("use of the experts", head, rows))
     print(f"· {uneven.sentence}")
     print(f"{int(found.seen.sum()):,} tokens measured: {out}")
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Shares of "1.0,0.75,0.5"; none of "".
+
+    Raises:
+        BadInputError: they are no numbers.
+    """
+    from edgekit.errors import BadInputError
+
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise BadInputError(
+            f"--nested: {text!r} are no shares; write them like 1.0,0.75,0.5"
+        ) from None
 
 
 def _sampling(
