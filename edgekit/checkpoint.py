@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -293,10 +294,15 @@ def _assembled(
         whole = (start, stop) == (0, shape[0])
         values = np.empty((stop - start, *shape[1:]), np.float32)
         for spec in parts:
-            part = spec.source.view(values) if whole else spec.source.read(lambda _, v=values: v)
+            part = spec.source.view(values) if whole else spec.source.read(partial(_given, values))
             part[...] = np.asarray(tensor(spec), np.float32).reshape(part.shape)
             advance()
         yield None if whole else start, values
+
+
+def _given(values: NDArray[np.float32], _: slice | None) -> NDArray[np.float32]:
+    """The rows that were made already, whichever are asked for."""
+    return values
 
 
 def copy_tokenizer(source: Path, target: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from edgekit.atomic import write_json
 from edgekit.errors import BadInputError, GateFailedError
-from edgekit.parity import ParityReport, check_parity, compiled_targets
+from edgekit.parity import Expected, ParityReport, check_every_size, compiled_targets
 from edgekit.progress import Progress
 from edgekit.proofs import NpuProof
 from edgekit.runtimes.compile import compile_variant
@@ -36,7 +36,10 @@ class Checks:
 
 
 class CompilationReport(BaseModel):
-    """Bytes of the variant's weights file and, per runtime, of its graph; and what was checked."""
+    """Bytes of the variant's weights file and, per runtime, of its graphs; and what was checked.
+
+    ``nested`` are the numbers of experts of a nested variant, the largest first.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,6 +48,7 @@ class CompilationReport(BaseModel):
     graph_bytes: dict[str, int]
     parity: ParityReport
     npu_proofs: list[NpuProof] = []
+    nested: list[int] = []
 
 
 def compile_checked(
@@ -53,7 +57,8 @@ def compile_checked(
     """Write a variant of ``model`` into the empty directory ``out`` and check it.
 
     Where PyTorch is not installed or does not fit, the report says so; where it ran, the variant
-    keeps a stored reference, with which any machine can check itself.
+    keeps a stored reference, with which any machine can check itself. Each size of a nested model
+    is compared with the model of its experts and keeps a reference of its own.
 
     Raises:
         BadInputError: ``model`` is not quantized, a target's rules refuse it, or a proof is asked
@@ -65,10 +70,13 @@ def compile_checked(
     compiled = compile_variant(model, targets, out, progress)
     report = ParityReport(skipped="it was switched off")
     if checks.parity:
-        report, expected = check_parity(out, compiled_targets(out), progress)
-        report.require()
-        if expected:
-            write_reference(out, expected, targets)
+
+        def keep(directory: Path, one: ParityReport, expected: list[Expected]) -> None:
+            one.require()
+            if expected:
+                write_reference(directory, expected, targets)
+
+        report = check_every_size(out, compiled_targets(out), progress, done=keep)
     proofs = _prove(out, checks.lab, progress) if checks.prove else []
     return CompilationReport(
         targets=compiled.targets,
@@ -76,6 +84,7 @@ def compile_checked(
         graph_bytes=compiled.graph_bytes,
         parity=report,
         npu_proofs=proofs,
+        nested=compiled.nested,
     )
 
 

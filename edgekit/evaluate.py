@@ -2,11 +2,13 @@
 
 For every held-out sequence the teacher's logits and those of each target's engine are compared
 position by position: KL(teacher || student) in nats per token over the whole vocabulary, top-1
-agreement, and the perplexity of both. Speed and memory are measured in a process of its own.
+agreement, and the perplexity of both. Speed and memory are measured in a process of its own. Every
+size of a nested variant is measured so, beside the others: the teacher runs once.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -23,14 +25,27 @@ from edgekit.progress import Progress
 from edgekit.runtimes.engine import Engine, load_engine
 from edgekit.runtimes.speed import measure_speed
 from edgekit.sequences import TokenSequence
+from edgekit.variant_files import folder_size, size_directories
 
 ROWS_AT_ONCE = 64  # positions; bounds the memory of float64 distributions over the vocabulary
 Float = NDArray[np.float32]
 LogitsFunction = Callable[[NDArray[np.int32]], Float]
 
 
+class NestedResults(BaseModel):
+    """What was measured of a nested variant's first ``num_experts`` experts, per target."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_experts: int
+    results: list[TargetResult]
+
+
 class EvaluationReport(BaseModel):
-    """``results`` per target; ``skipped`` says why a target could not be measured here."""
+    """``results`` per target; ``skipped`` says why a target could not be measured here.
+
+    ``nested`` has the same of the smaller sizes, the largest first; all else is about all experts.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,6 +55,7 @@ class EvaluationReport(BaseModel):
     domains: dict[str, int]
     results: list[TargetResult]
     skipped: dict[str, str]
+    nested: list[NestedResults] = []
 
     def worst_quality(self) -> Quality:
         """The overall quality of the target with the largest KL."""
@@ -82,15 +98,16 @@ def evaluate(
     held_out = [s for s in sequences if s.held_out and len(s.tokens) > 1]
     if not held_out:
         raise BadInputError("no held-out sequences to evaluate on; raise [data] held_out_tokens")
-    scores, skipped = _score(variant, teacher, held_out, targets, progress)
-    results = []
-    for target, values in scores.items():
+    sizes = size_directories(variant)
+    scores, skipped = _score(sizes, teacher, held_out, targets, progress)
+    results: dict[Path, list[TargetResult]] = {directory: [] for directory in sizes}
+    for (directory, target), values in scores.items():
         domains = ["all", *sorted({s.domain for s in held_out})]
         quality = {d: _quality(values, held_out, d) for d in domains}
         with progress.task(f"measure the speed of {target}", 1) as task:
-            speed = measure_speed(variant, target)
+            speed = measure_speed(directory, target)
             task.advance()
-        results.append(TargetResult(target=target, quality=quality, speed=speed))
+        results[directory].append(TargetResult(target=target, quality=quality, speed=speed))
     counts: dict[str, int] = {}
     for sequence in held_out:
         counts[sequence.domain] = counts.get(sequence.domain, 0) + len(sequence.tokens) - 1
@@ -99,47 +116,54 @@ def evaluate(
         teacher_bytes=teacher_bytes,
         positions=sum(counts.values()),
         domains=counts,
-        results=results,
+        results=results[variant],
         skipped=skipped,
+        nested=[
+            NestedResults(num_experts=folder_size(directory), results=results[directory])
+            for directory in sizes[1:]
+        ],
     )
     write_json(out / "evaluation.json", report.model_dump(mode="json"))
     return report
 
 
 def _score(
-    variant: Path,
+    sizes: Sequence[Path],
     teacher: LogitsFunction,
     sequences: Sequence[TokenSequence],
     targets: Sequence[str],
     progress: Progress,
-) -> tuple[dict[str, list[_Scores]], dict[str, str]]:
-    """Scores of every target that this machine can run; the teacher runs once per sequence."""
+) -> tuple[dict[tuple[Path, str], list[_Scores]], dict[str, str]]:
+    """Scores of every size on every target that this machine can run; the teacher runs once per
+    sequence."""
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
-        engines: dict[str, Engine] = {}
-        for target in targets:
+        engines: dict[tuple[Path, str], Engine] = {}
+        for directory, target in itertools.product(sizes, targets):
+            if target in skipped:
+                continue
             try:
-                engine = stack.enter_context(closing(load_engine(variant, target)))
+                engine = stack.enter_context(closing(load_engine(directory, target)))
                 engine.logits(sequences[0].tokens[:1].tolist())  # compiles; a driver may refuse now
-                engines[target] = engine
+                engines[directory, target] = engine
             except MissingRuntimeError as error:
                 skipped[target] = str(error)
         if not engines:
             raise MissingRuntimeError(
                 f"none of the targets can be run here: {'; '.join(skipped.values())}"
             )
-        scores: dict[str, list[_Scores]] = {target: [] for target in engines}
+        scores: dict[tuple[Path, str], list[_Scores]] = {key: [] for key in engines}
         with progress.task("compare with the teacher", len(sequences)) as task:
             for sequence in sequences:
                 reference = teacher(sequence.tokens)
-                for target, engine in engines.items():
+                for key, engine in engines.items():
                     logits = engine.logits(sequence.tokens.tolist())
                     if logits.shape != reference.shape:
                         raise BadInputError(
-                            f"{variant}: its vocabulary has {logits.shape[1]} tokens, the "
+                            f"{sizes[0]}: its vocabulary has {logits.shape[1]} tokens, the "
                             f"teacher's {reference.shape[1]}; give the teacher it was made from"
                         )
-                    scores[target].append(_Scores(reference, logits, sequence.tokens))
+                    scores[key].append(_Scores(reference, logits, sequence.tokens))
                 task.advance()
     return scores, skipped
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekit.architecture import Architecture
 from edgekit.checkpoint import read_config
 from edgekit.compilation import NPU_TARGET, PROOFS
 from edgekit.describe import describe
@@ -16,16 +17,19 @@ from edgekit.manifest import (
     GateResult,
     Lineage,
     Manifest,
+    NestedVariant,
     Student,
     TargetResult,
     Teacher,
     Variant,
 )
 from edgekit.pack import copy_variant, write_manifest
+from edgekit.plan import weights_bytes
 from edgekit.progress import Progress
 from edgekit.proofs import NpuProof
 from edgekit.recipe import Recipe
 from edgekit.scheme import read_scheme
+from edgekit.variant_files import size_directories
 
 WEIGHTS = "weights.safetensors"
 RUNTIME_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
@@ -45,10 +49,12 @@ def make_pack(
     """Write the pack into the existing, empty directory ``out``."""
     versions = tool_versions()
     packed = pack_variant(
-        variant, _targets(recipe, evaluation, variant), max(t.context for t in recipe.targets), out,
-        progress,
+        variant, _targets(recipe, evaluation.results, variant),
+        max(t.context for t in recipe.targets), out, progress,
+        {n.num_experts: _targets(recipe, n.results, variant) for n in evaluation.nested},
     )  # fmt: skip
     manifest = Manifest(
+        schema_version=2 if packed.nested else 1,
         name=recipe.pack.name,
         version=recipe.pack.version,
         license=recipe.pack.license or recipe.teacher.license,
@@ -81,11 +87,17 @@ def student_of(variant: Path) -> Student:
 
 
 def pack_variant(
-    variant: Path, targets: list[TargetResult], context: int, out: Path, progress: Progress
+    variant: Path,
+    targets: list[TargetResult],
+    context: int,
+    out: Path,
+    progress: Progress,
+    nested: Mapping[int, list[TargetResult]] | None = None,
 ) -> Variant:
     """Copy ``variant`` into the pack under construction ``out`` and describe it.
 
-    ``context`` is the length in tokens for which the memory is estimated.
+    ``context`` is the length in tokens for which the memory is estimated; ``nested`` says what was
+    measured of smaller sizes, by their number of experts.
     """
     architecture = describe(read_config(variant))
     name = "sparse" if architecture.moe else "dense"
@@ -102,24 +114,52 @@ def pack_variant(
             for package in (RUNTIME_PACKAGES[r] for r in sorted(runtimes))
             if package in versions
         },
-        memory_estimate_bytes=weights + context * architecture.kv_bytes_per_token(4) + FIXED_MEMORY,
+        memory_estimate_bytes=_memory(architecture, weights, context),
         files=files,
+        nested=[
+            _nested(directory, targets, context, nested or {})
+            for directory in size_directories(variant)[1:]
+        ],
     )
 
 
-def _targets(recipe: Recipe, evaluation: EvaluationReport, variant: Path) -> list[TargetResult]:
+def _nested(
+    directory: Path,
+    targets: Sequence[TargetResult],
+    context: int,
+    measured: Mapping[int, list[TargetResult]],
+) -> NestedVariant:
+    """What the manifest says of a smaller size; only the bytes of its experts are ever read."""
+    architecture = describe(read_config(directory))
+    assert architecture.moe is not None
+    experts = architecture.moe.num_experts
+    weights = weights_bytes(architecture, read_scheme(directory))
+    return NestedVariant(
+        num_experts=experts,
+        parameters=architecture.parameters(),
+        active_parameters=architecture.active_parameters(),
+        memory_estimate_bytes=_memory(architecture, weights, context),
+        targets=measured.get(experts) or [TargetResult(target=t.target) for t in targets],
+    )
+
+
+def _memory(architecture: Architecture, weights: int, context: int) -> int:
+    return weights + context * architecture.kv_bytes_per_token(4) + FIXED_MEMORY
+
+
+def _targets(recipe: Recipe, results: Sequence[TargetResult], variant: Path) -> list[TargetResult]:
     """Measured targets, and those that this machine could not run, without figures."""
-    measured = {r.target: r for r in evaluation.results}
-    results = [measured.get(t.name, TargetResult(target=t.name)) for t in recipe.targets]
+    measured = {r.target: r for r in results}
+    packed = [measured.get(t.name, TargetResult(target=t.name)) for t in recipe.targets]
     if (variant / PROOFS).is_file():
         proofs = [NpuProof.model_validate(p) for p in json.loads((variant / PROOFS).read_text())]
-        results = [
+        packed = [
             r.model_copy(update={"npu_proofs": proofs}) if r.target == NPU_TARGET else r
-            for r in results
+            for r in packed
         ]
     if recipe.pack.reproducible:
-        results = [r.model_copy(update={"speed": None}) for r in results]
-    return results
+        packed = [r.model_copy(update={"speed": None}) for r in packed]
+    return packed
 
 
 def _lineage(

@@ -1,6 +1,8 @@
 """``pack.json``: what a pack is, where it came from and what was measured.
 
 The published JSON schema is ``edgekit/data/pack.schema.json``, generated from these models.
+Version 2 says which sizes are nested in a variant; a pack that has none is written as version 1, so
+that any edgekit reads it.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from edgekit.bootstrap import Interval
 from edgekit.checkpoint import read_json
 from edgekit.errors import BadInputError
 from edgekit.proofs import NpuProof
+from edgekit.variant_files import size_folder
 
 MANIFEST = "pack.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Kind = Literal["chat", "embedding"]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -124,8 +127,25 @@ class TargetResult(Part):
     embedding_speed: EmbeddingSpeed | None = None
 
 
+class NestedVariant(Part):
+    """The model of a variant's first ``num_experts`` experts, over the same weights file.
+
+    Its own files lie in the variant's folder ``experts-<num_experts>``, with the shared ones above.
+    """
+
+    num_experts: int = Field(gt=0)
+    parameters: int = Field(gt=0)
+    active_parameters: int = Field(gt=0)
+    memory_estimate_bytes: int = Field(ge=0)
+    targets: list[TargetResult] = Field(min_length=1)
+
+
 class Variant(Part):
-    """One weights file and the graphs over it; ``files`` lie under ``variants/<id>/``."""
+    """One weights file and the graphs over it; ``files`` lie under ``variants/<id>/``.
+
+    What is said of a variant holds for all of its experts; ``nested`` are its smaller sizes, the
+    largest first.
+    """
 
     id: Identifier
     weights_file: str
@@ -133,6 +153,20 @@ class Variant(Part):
     minimum_runtime_versions: dict[str, str] = {}
     memory_estimate_bytes: int = Field(ge=0)
     files: list[PackedFile] = Field(min_length=1, max_length=10_000)
+    nested: list[NestedVariant] = Field([], max_length=16)
+
+    @model_validator(mode="after")
+    def _shrinks(self) -> Self:
+        known, files = {t.target for t in self.targets}, {f.path for f in self.files}
+        sizes = [n.num_experts for n in self.nested]
+        if sizes != sorted(set(sizes), reverse=True):
+            raise ValueError("nested sizes do not fall")
+        for size in self.nested:
+            if not {t.target for t in size.targets} <= known:
+                raise ValueError(f"{size.num_experts} nested experts have a target of their own")
+            if f"{size_folder(size.num_experts)}/config.json" not in files:
+                raise ValueError(f"the files of {size.num_experts} nested experts are not listed")
+        return self
 
 
 class Embedding(Part):
@@ -163,7 +197,7 @@ class GateResult(Part):
 class Manifest(Part):
     """A whole ``pack.json``. ``embedding`` is there if and only if ``kind`` says so."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 1
     kind: Kind = "chat"
     name: Identifier
     version: str
@@ -181,9 +215,25 @@ class Manifest(Part):
             raise ValueError("kind and embedding contradict each other")
         return self
 
+    @model_validator(mode="after")
+    def _nests(self) -> Self:
+        largest = [v.nested[0].num_experts for v in self.variants if v.nested]
+        smallest = [v.nested[-1].num_experts for v in self.variants if v.nested]
+        if bool(largest) != (self.schema_version == 2):
+            raise ValueError("schema_version 2 and nested sizes belong together")
+        if any(n >= self.student.num_experts for n in largest):
+            raise ValueError("a nested size has no fewer experts than the student")
+        if any(n < self.student.num_experts_per_tok for n in smallest):
+            raise ValueError("a nested size has fewer experts than every token uses")
+        return self
+
     def to_json(self) -> str:
         """The file's text."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        values = self.model_dump(mode="json")
+        if self.schema_version == 1:
+            for variant in values["variants"]:
+                del variant["nested"]
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_manifest(pack: Path) -> Manifest:

@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from edgekit.errors import BadInputError
-from edgekit.manifest import MANIFEST, Kind, Manifest, PackedFile, read_manifest, require_kind
+from edgekit.manifest import (
+    MANIFEST,
+    Kind,
+    Manifest,
+    PackedFile,
+    Variant,
+    read_manifest,
+    require_kind,
+)
 from edgekit.progress import Progress
 
 VARIANTS = "variants"
@@ -148,6 +156,11 @@ def file_sha256(path: Path) -> str:
 
 
 def variant_directory(pack: Path, manifest: Manifest, target: str) -> Path:
+    """The directory of the variant that runs ``target`` (:func:`variant_for`)."""
+    return pack / VARIANTS / variant_for(pack, manifest, target).id
+
+
+def variant_for(pack: Path, manifest: Manifest, target: str) -> Variant:
     """The variant that runs ``target``.
 
     Raises:
@@ -155,7 +168,7 @@ def variant_directory(pack: Path, manifest: Manifest, target: str) -> Path:
     """
     for variant in manifest.variants:
         if target in {t.target for t in variant.targets}:
-            return pack / VARIANTS / variant.id
+            return variant
     known = sorted({t.target for v in manifest.variants for t in v.targets})
     raise BadInputError(f"{pack}: no variant for {target}; this pack runs on {', '.join(known)}")
 

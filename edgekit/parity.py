@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from edgekit.progress import Progress
 from edgekit.rules import TARGETS
 from edgekit.runtimes.graph_sessions import GraphSession, OnnxSession, OpenVINOSession
 from edgekit.scheme import Scheme, is_quantized, read_scheme
+from edgekit.variant_files import files_of, size_directories
 
 MAX_KL = 1e-5  # nats per token, of an exact run
 MIN_AGREEMENT = 0.995  # of an exact run of packed weights; floats must agree everywhere
@@ -39,11 +40,15 @@ EXACT_GRAPH = "parity.onnx"
 
 
 class Parity(BaseModel):
-    """One target against the reference over all cases; KL in nats per token."""
+    """One target against the reference over all cases; KL in nats per token.
+
+    ``num_experts`` are those of each layer, 0 for a dense model.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     target: str
+    num_experts: int = 0
     cases: list[str]
     positions: int
     max_relative_error: float
@@ -55,7 +60,7 @@ class Parity(BaseModel):
 
 
 class ParityReport(BaseModel):
-    """``skipped`` says why nothing was compared; then ``results`` is empty."""
+    """``skipped`` says why nothing, or of a nested variant which sizes, could not be compared."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,7 +72,8 @@ class ParityReport(BaseModel):
         """Raise ``GateFailedError`` for the first target that does not match."""
         for result in self.results:
             if result.failure:
-                raise GateFailedError(f"{result.target}: {result.failure}")
+                size = f" with {result.num_experts} experts" if result.num_experts else ""
+                raise GateFailedError(f"{result.target}{size}: {result.failure}")
 
 
 def obstacle(architecture: Architecture) -> str:
@@ -91,11 +97,40 @@ def compiled_targets(variant: Path) -> list[str]:
     Raises:
         BadInputError: it has none.
     """
-    graphs = {"openvino-cpu": "openvino/openvino_model.xml", "onnx-cpu": "model.onnx"}
-    found = [target for target, graph in graphs.items() if (variant / graph).is_file()]
+    files = files_of(variant)
+    graphs = {"openvino-cpu": files.openvino_graph, "onnx-cpu": files.onnx_graph}
+    found = [target for target, graph in graphs.items() if graph.is_file()]
     if not found:
         raise BadInputError(f"{variant}: no graphs here; run `edgekit compile` first")
     return found
+
+
+Expected = tuple[Case, list[Float]]  # of the reference: logits of every row of a case
+Compared = Callable[[Path, ParityReport, list[Expected]], None]
+
+
+def check_every_size(
+    variant: Path,
+    targets: Sequence[str],
+    progress: Progress,
+    longest: int = LONGEST,
+    done: Compared = lambda *_: None,
+) -> ParityReport:
+    """:func:`check_parity` of a variant and of every nested size in it, each against its own model.
+
+    ``done`` is given the directory, the report and the reference's logits of each as they are made.
+    """
+    results, skipped = [], []
+    directories = size_directories(variant)
+    for directory in directories:
+        report, expected = check_parity(directory, targets, progress, longest=longest)
+        done(directory, report, expected)
+        results += report.results
+        if report.skipped:
+            size = f"{directory.name}: " if len(directories) > 1 else ""
+            skipped.append(size + report.skipped)
+    named = "transformers in float32 on the same weights" if results else ""
+    return ParityReport(reference=named, results=results, skipped="; ".join(skipped))
 
 
 def check_parity(
@@ -104,7 +139,7 @@ def check_parity(
     progress: Progress,
     reference: Path | None = None,
     longest: int = LONGEST,
-) -> tuple[ParityReport, list[tuple[Case, list[Float]]]]:
+) -> tuple[ParityReport, list[Expected]]:
     """Compare each target of ``variant``; also returns the reference's logits per case.
 
     ``reference`` is a checkpoint to compare with in place of the variant's own weights. What an
@@ -135,7 +170,7 @@ def _padding(config: Mapping[str, Any], architecture: Architecture) -> int | Non
 
 def _reference(
     variant: Path, reference: Path | None, cases: Sequence[Case], progress: Progress
-) -> list[tuple[Case, list[Float]]]:
+) -> list[Expected]:
     from edgekit.distill.teacher import teacher_logits
     from edgekit.quantize.reference import dequantized_checkpoint
 
@@ -151,7 +186,7 @@ def _reference(
 
 def _compare(
     variant: Path, target: str, architecture: Architecture, scheme: Scheme,
-    expected: Sequence[tuple[Case, list[Float]]], gated: bool,
+    expected: Sequence[Expected], gated: bool,
 ) -> Parity:  # fmt: skip
     with _exact_session(variant, target) as session:
         exact = _difference(session, expected)
@@ -164,6 +199,7 @@ def _compare(
     agreement = float(exact.agrees.mean())
     return Parity(
         target=target,
+        num_experts=architecture.moe.num_experts if architecture.moe else 0,
         cases=[case.name for case, _ in expected],
         positions=len(kl),
         max_relative_error=exact.relative_error,
@@ -190,7 +226,7 @@ def _failure(target: str, scheme: Scheme, sparse: bool, kl: float, agreement: fl
     )
 
 
-def _difference(session: GraphSession, expected: Sequence[tuple[Case, list[Float]]]) -> Difference:
+def _difference(session: GraphSession, expected: Sequence[Expected]) -> Difference:
     reference, found = [], []
     for case, rows in expected:
         reference += rows
@@ -222,4 +258,4 @@ def _exact_session(variant: Path, target: str) -> Iterator[GraphSession]:
             "weights; compare a copy of the variant"
         ) from None
     finally:
-        (variant / EXACT_GRAPH).unlink(missing_ok=True)
+        files_of(variant).onnx_beside(EXACT_GRAPH).unlink(missing_ok=True)

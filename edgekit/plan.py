@@ -32,6 +32,9 @@ EVIDENCE: tuple[tuple[int, float, str, str], ...] = (
     (4, 0.0, "very high", "no published recipe keeps quality at this fraction; distil into a "
                           "smaller student"),
 )  # fmt: skip
+NESTED_EVIDENCE = (
+    "measured", "a size nested in the model: shrink and evaluation measured it, by domain"
+)  # fmt: skip
 
 
 class Candidate(BaseModel):
@@ -67,7 +70,9 @@ class Plan(BaseModel):
     """Candidates per target, and the one recommended with the reason; None where nothing fits.
 
     ``context`` is the asked one or the model's, whichever is shorter; ``build_memory_bytes`` the
-    peak of `edgekit build`, which runs the teacher in float32.
+    peak of `edgekit build`, which runs the teacher in float32. Of a model with ``nested`` sizes
+    (numbers of experts, largest first) the candidates are these, over one weights file: a machine
+    takes the largest that fits from the same pack.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,15 +83,21 @@ class Plan(BaseModel):
     candidates: list[Candidate]
     recommended: dict[str, Candidate | None]
     reasons: dict[str, str]
+    nested: list[int] = []
 
 
 def make_plan(
-    architecture: Architecture, targets: Sequence[str], memory_bytes: int, context: int
+    architecture: Architecture,
+    targets: Sequence[str],
+    memory_bytes: int,
+    context: int,
+    nested: Sequence[int] = (),
 ) -> Plan:
     """Weigh every scheme, and below int4 every pruning, on every target.
 
     Quantization comes first: an expert is dropped only from an int4 model, since published
-    results lose far less from 16 to 4 bits than from halving the experts.
+    results lose far less from 16 to 4 bits than from halving the experts. A model with ``nested``
+    sizes is not pruned further; these are weighed in every scheme, since they cost nothing to make.
     """
     context = min(context, architecture.context_length)
     candidates = []
@@ -94,42 +105,48 @@ def make_plan(
         for scheme in SCHEMES:
             if misfit(architecture, Scheme.parse(scheme)):
                 continue
-            shrinks = architecture.moe and architecture.expert_count_keys
-            keeps = KEEPS if shrinks and scheme.startswith("int4") else KEEPS[:1]
             candidates += [
-                _candidate(architecture, target, scheme, keep, memory_bytes, context)
-                for keep in keeps
-                if _keeps_enough(architecture, keep)
+                _candidate(architecture, target, scheme, keep, memory_bytes, context, bool(nested))
+                for keep in _keeps(architecture, scheme, nested)
             ]
     recommended, reasons = {}, {}
     for target in targets:
         mine = [c for c in candidates if c.target == target]
-        recommended[target], reasons[target] = _recommend(architecture, mine)
+        recommended[target], reasons[target] = _recommend(mine, bool(nested))
     return Plan(
         memory_bytes=memory_bytes, context=context,
         build_memory_bytes=architecture.parameters() * FLOAT32_BYTES + BASE_MEMORY,
-        candidates=candidates, recommended=recommended, reasons=reasons,
+        candidates=candidates, recommended=recommended, reasons=reasons, nested=list(nested),
     )  # fmt: skip
 
 
-def _keeps_enough(architecture: Architecture, keep: float) -> bool:
+def _keeps(architecture: Architecture, scheme: str, nested: Sequence[int]) -> list[float]:
+    """Fractions of the experts to weigh."""
     moe = architecture.moe
-    return moe is None or round(keep * moe.num_experts) >= moe.num_experts_per_tok
+    if moe is None:
+        return [1.0]
+    if nested:
+        return [size / moe.num_experts for size in nested]
+    prunes = architecture.expert_count_keys and scheme.startswith("int4")
+    keeps = KEEPS if prunes else KEEPS[:1]
+    return [k for k in keeps if round(k * moe.num_experts) >= moe.num_experts_per_tok]
 
 
 def _candidate(
-    architecture: Architecture, target: str, name: str, keep: float, memory: int, context: int
-) -> Candidate:
+    architecture: Architecture, target: str, name: str, keep: float, memory: int, context: int,
+    nested: bool,
+) -> Candidate:  # fmt: skip
     scheme = Scheme.parse(name)
     weights = weights_bytes(architecture, scheme, keep)
     cache_value = 4 if TARGETS[target].runtime == "onnx" else 1  # OpenVINO keeps it in 8 bits
     cache = architecture.kv_bytes_per_token(cache_value) * context + architecture.state_bytes()
     working = WORKING_BYTES + 512 * architecture.hidden_size * ACTIVATION_BYTES_PER_TOKEN
-    risk, evidence = _evidence(scheme.bits, keep)
+    risk, evidence = NESTED_EVIDENCE if nested and keep < 1 else _evidence(scheme.bits, keep)
+    on_disk = weights_bytes(architecture, scheme) if nested else weights
     return Candidate(
         target=target, scheme=name, keep=keep, weights_bytes=weights, kv_cache_bytes=cache,
         working_bytes=working, bits_per_original_weight=8 * weights / architecture.parameters(),
-        build_disk_bytes=_build_disk(architecture, weights, keep),
+        build_disk_bytes=_build_disk(architecture, on_disk, 1.0 if nested else keep),
         fits=weights + cache + working <= memory,
         findings=check(target, architecture, scheme), risk=risk, evidence=evidence,
     )  # fmt: skip
@@ -154,9 +171,7 @@ def _evidence(bits: int, keep: float) -> tuple[str, str]:
     return risk, source
 
 
-def _recommend(
-    architecture: Architecture, candidates: Sequence[Candidate]
-) -> tuple[Candidate | None, str]:
+def _recommend(candidates: Sequence[Candidate], nested: bool) -> tuple[Candidate | None, str]:
     allowed = [c for c in candidates if not c.blocked]
     if not allowed:
         finding = next(f for c in candidates for f in c.findings if f.blocks)
@@ -174,6 +189,11 @@ def _recommend(
     best = min(fitting, key=lambda c: (-c.keep, order[c.scheme]))
     if best.keep == 1:
         return best, f"{best.scheme} fits with every expert kept: quantize, do not prune"
+    if nested:
+        return best, (
+            f"{best.scheme} with all experts does not fit; the first {best.keep:.0%} of them do, "
+            "from the same pack"
+        )
     return best, (
         f"{best.scheme} alone does not fit; {best.keep:.0%} of the experts does, with risk "
         f"{best.risk}: heal by distillation and gate on KL"

@@ -15,7 +15,7 @@ from edgekit.evaluate import EvaluationReport
 from edgekit.manifest import GateResult
 from edgekit.plots import domain_kl, expert_usage, loss_curve, size_against_quality
 from edgekit.recipe import Recipe
-from edgekit.shrink_plots import saliency_map, usage_by_domain
+from edgekit.shrink_plots import nested_cost, saliency_map, usage_by_domain
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2933}
@@ -133,6 +133,8 @@ def _experts(shrink: Mapping[str, Any]) -> list[str]:
             )  # fmt: skip
         head = ["criterion", "KL, worst domain", "which", "KL, all text", "same as"]
         sections += ["<h3>Every criterion, measured</h3>", _table(head, rows)]
+    if shrink["nested"]:
+        sections += ["<h3>Nested students</h3>", nested_cost(shrink["nested"]["prefixes"])]
     return sections
 
 

@@ -19,26 +19,36 @@ from edgekit.atomic import write_json
 from edgekit.checkpoint import INDEX, WEIGHTS, copy_tokenizer, read_config, write_checkpoint
 from edgekit.describe import describe
 from edgekit.family_table import FAMILIES
+from edgekit.nested import rows_of
 from edgekit.progress import Progress
-from edgekit.scheme import VARIANT_WEIGHTS, dequantize, read_scheme
+from edgekit.scheme import dequantize, read_scheme
 from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
+from edgekit.variant_files import files_of
 
 
 def dequantized_checkpoint(quantized: Path, out: Path, progress: Progress) -> None:
-    """Write the float32 checkpoint that a quantized one, or a variant, stands for into ``out``."""
+    """Write the float32 checkpoint that a quantized one, or a variant, stands for into ``out``.
+
+    Of a nested size's folder: the model of its first experts.
+    """
     scheme = read_scheme(quantized)
     config = plain_config(read_config(quantized))
+    architecture = describe(config)
     with TensorFile(weights_file(quantized)) as file:
 
         def tensor(spec: TensorSpec) -> NDArray[np.float32]:
             packing = scheme.packing(spec)
-            return dequantize(file, spec.name, packing) if packing else file.float32(spec.name)
+            if packing:
+                return dequantize(file, spec.name, packing)
+            values = file.float32(spec.name)
+            if spec.role != "router":
+                return values
+            return np.concatenate([values[r] for r in rows_of(len(values), spec, architecture)])
 
-        total = len(describe(config).tensors())
-        with progress.task("dequantize", total) as task:
+        with progress.task("dequantize", len(architecture.tensors())) as task:
             write_checkpoint(out, config, tensor, "F32", task.advance)
-    _add_identities(out, describe(config))
-    copy_tokenizer(quantized, out)
+    _add_identities(out, architecture)
+    copy_tokenizer(files_of(quantized).shared, out)
 
 
 def _add_identities(out: Path, architecture: Architecture) -> None:
@@ -104,7 +114,7 @@ def transformers_checkpoint(quantized: Path, out: Path, progress: Progress) -> N
 
 def weights_file(directory: Path) -> Path:
     """The weights of a quantized checkpoint or of a variant."""
-    compiled = directory / VARIANT_WEIGHTS
+    compiled = files_of(directory).weights
     return compiled if compiled.is_file() else directory / WEIGHTS
 
 

@@ -23,6 +23,7 @@ from edgekit.architecture import Architecture, TensorSpec, TensorTable
 from edgekit.checkpoint import WEIGHTS, Checkpoint, copy_tokenizer
 from edgekit.errors import BadInputError
 from edgekit.layout import check_groups, layout
+from edgekit.nested import stored_sizes
 from edgekit.progress import Progress
 from edgekit.quantize.codes import Method, NotFiniteError, pack, pack_matrix, quantize_matrix
 from edgekit.quantize.threads import bounded_map
@@ -58,11 +59,14 @@ def quantize(
     ``family`` reads a checkpoint of an unknown ``model_type`` as one of that family.
 
     Raises:
-        BadInputError: the checkpoint is damaged or quantized already, holds NaN or infinity, or
-            an input dimension does not divide by the group.
+        BadInputError: the checkpoint is damaged or quantized already, holds NaN or infinity, says
+            that sizes are nested in it which cannot be, or an input dimension does not divide by
+            the group.
     """
+    source = str(model / "config.json")
     with Checkpoint(model, family) as checkpoint:
-        check_groups(checkpoint.architecture, scheme, str(model / "config.json"))
+        stored_sizes(checkpoint.config, checkpoint.architecture, source)
+        check_groups(checkpoint.architecture, scheme, source)
         report = write_weights(checkpoint, scheme, out / WEIGHTS, progress, method)
         config = quantized_config(checkpoint.config, checkpoint.architecture, scheme)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -220,7 +224,10 @@ def fake_quantized(
 def quantized_config(
     config: Mapping[str, Any], architecture: Architecture, scheme: Scheme
 ) -> dict[str, Any]:
-    """``config.json`` of the quantized checkpoint, as transformers and vLLM read it."""
+    """``config.json`` of the quantized checkpoint, as transformers and vLLM read it.
+
+    Keys of others stay, among them the nested sizes (:data:`edgekit.nested.NESTED`).
+    """
     result = {**config, "dtype": "float16"}
     result.pop("torch_dtype", None)
     if scheme.bits == 16:

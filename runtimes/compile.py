@@ -1,7 +1,8 @@
 """Compile: graphs of every target over one copy of the weights file.
 
 A variant directory holds ``weights.safetensors``, ``config.json``, the tokenizer, and one folder
-or file set per runtime. Nothing is converted: the graphs point into the weights file.
+or file set per runtime (:mod:`edgekit.variant_files`). Nothing is converted: the graphs point into
+the weights file. A nested checkpoint (:mod:`edgekit.nested`) gets graphs of every size over it.
 """
 
 from __future__ import annotations
@@ -14,26 +15,32 @@ from io import FileIO
 from pathlib import Path
 
 from edgekit.architecture import Architecture
-from edgekit.atomic import FULL
+from edgekit.atomic import FULL, write_json
 from edgekit.checkpoint import WEIGHTS, copy_tokenizer, read_config
 from edgekit.describe import describe
 from edgekit.errors import BadInputError
 from edgekit.layout import layout
+from edgekit.nested import prefix_config, stored_sizes
 from edgekit.progress import Progress
 from edgekit.rules import TARGETS, check_target
 from edgekit.scheme import VARIANT_WEIGHTS, Scheme, read_scheme
 from edgekit.tensorfile import Writeback, read_header
+from edgekit.variant_files import size_folder
 
 COPY_CHUNK = 16 << 20
 
 
 @dataclass(frozen=True)
 class CompileReport:
-    """Bytes of the variant: its weights file and, per runtime, the graph."""
+    """Bytes of the variant: its weights file and, per runtime, the graphs of all sizes.
+
+    ``nested`` are the numbers of experts of a nested variant, the largest first.
+    """
 
     targets: list[str]
     weights_bytes: int
     graph_bytes: dict[str, int]
+    nested: list[int]
 
 
 def compile_variant(
@@ -42,25 +49,32 @@ def compile_variant(
     """Write a variant of the quantized checkpoint ``model`` into the empty directory ``out``.
 
     Raises:
-        BadInputError: ``model`` is not quantized, or a target's rules refuse it.
+        BadInputError: ``model`` is not quantized, a target's rules refuse it, or the sizes that it
+            says are nested in it cannot be.
     """
-    scheme = read_scheme(model)
-    architecture = describe(read_config(model), str(model / "config.json"))
+    scheme, config, source = read_scheme(model), read_config(model), str(model / "config.json")
+    architecture = describe(config, source)
+    sizes = stored_sizes(config, architecture, source)
     for target in targets:
         check_target(architecture, scheme, target)
     check_layout(model / WEIGHTS, architecture, scheme)
     _copy_weights(model / WEIGHTS, out / VARIANT_WEIGHTS, progress)
     shutil.copyfile(model / "config.json", out / "config.json")
     copy_tokenizer(model, out)
+    for experts in sizes[1:]:
+        folder = out / size_folder(experts)
+        folder.mkdir()
+        write_json(folder / "config.json", prefix_config(config, architecture, experts))
     runtimes = sorted({TARGETS[t].runtime for t in targets})
-    sizes: dict[str, int] = {}
+    graphs: dict[str, int] = {}
     with progress.task("write the graphs", len(runtimes)) as task:
         for runtime in runtimes:
             before = _bytes(out)
             _write_graph(runtime, out)
-            sizes[runtime] = _bytes(out) - before
+            graphs[runtime] = _bytes(out) - before
             task.advance()
-    return CompileReport(list(targets), (out / VARIANT_WEIGHTS).stat().st_size, sizes)
+    weights = (out / VARIANT_WEIGHTS).stat().st_size
+    return CompileReport(list(targets), weights, graphs, list(sizes))
 
 
 def check_layout(weights: Path, architecture: Architecture, scheme: Scheme) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.errors import MissingRuntimeError
 from edgekit.manifest import MANIFEST, Kind, read_manifest
-from edgekit.pack import open_pack
+from edgekit.memory import available_memory
+from edgekit.pack import open_pack, variant_for
+from edgekit.pack_sizes import choose_size, require_size
 from edgekit.progress import Progress
 from edgekit.rules import TARGETS
+from edgekit.variant_files import folder_size, size_directories
 
 PREFERENCE = ("openvino-gpu", "onnx-dml", "openvino-cpu", "onnx-cpu", "openvino-npu")
 NOT_INSTALLED = "not installed"
@@ -93,25 +98,52 @@ def consider(targets: Sequence[str], devices: Sequence[Device]) -> tuple[str, li
 
 
 def locate(
-    pack: Path, target: str, progress: Progress, allow_damaged: bool = False, kind: Kind = "chat"
+    pack: Path,
+    target: str,
+    progress: Progress,
+    allow_damaged: bool = False,
+    kind: Kind = "chat",
+    experts: int = 0,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> tuple[Path, str]:
     """The variant directory of a pack, or a bare variant, and the target that runs it.
 
+    Of a variant with nested sizes it is the folder of the one with ``experts`` experts; without, of
+    the largest that fits into the memory that is free, and ``notify`` is told which and why. A bare
+    variant is itself unless ``experts`` are asked for.
+
     Raises:
-        BadInputError: neither, damaged, of another ``kind``, or not made for ``target``.
+        BadInputError: neither, damaged, of another ``kind``, not made for ``target``, or without a
+            size of ``experts`` experts.
         MissingRuntimeError: no target was asked for and none of the pack's is here.
     """
     if (pack / "config.json").is_file() and not (pack / MANIFEST).is_file():
-        return pack, target or "openvino-cpu"
+        return _bare(pack, experts), target or "openvino-cpu"
+    manifest = read_manifest(pack)
     if not target:
-        manifest = read_manifest(pack)
         target, reasons = choose([t.target for v in manifest.variants for t in v.targets])
         if not target:
             raise MissingRuntimeError(
                 f"{pack}: none of its targets is on this machine ({'; '.join(reasons)}); see "
                 "`edgekit devices`"
             )
-    return open_pack(pack, target, progress, allow_damaged, kind), target
+    directory = open_pack(pack, target, progress, allow_damaged, kind)
+    variant = variant_for(pack, manifest, target)
+    size = choose_size(manifest, variant, available_memory(), experts, str(pack))
+    if size.reason:
+        notify(size.reason)
+    return size.inside(directory), target
+
+
+def _bare(variant: Path, experts: int) -> Path:
+    """A variant outside a pack, or the folder of its size with ``experts`` experts."""
+    if not experts:
+        return variant
+    moe = describe(read_config(variant), str(variant / "config.json")).moe
+    folders = size_directories(variant)
+    sizes = [moe.num_experts if moe else 0, *map(folder_size, folders[1:])]
+    require_size(experts, sizes, str(variant))
+    return folders[sizes.index(experts)]
 
 
 def _openvino_devices() -> dict[str, str]:

@@ -12,8 +12,9 @@ from edgekit.errors import BadInputError, EdgekitError, MissingRuntimeError, mis
 from edgekit.rules import TARGETS
 from edgekit.runtimes.graph_sessions import PROVIDERS
 from edgekit.runtimes.onnx_engine import silence
-from edgekit.runtimes.openvino_engine import EXACT, GRAPH, last_line
+from edgekit.runtimes.openvino_engine import EXACT, last_line
 from edgekit.scheme import VARIANT_WEIGHTS
+from edgekit.variant_files import OPENVINO_GRAPH
 
 Tokens = NDArray[np.int64]
 
@@ -38,7 +39,7 @@ class OpenVINOEmbedding:
     """
 
     def __init__(self, variant: Path, device: str = "CPU", exact: bool = False) -> None:
-        graph = variant / GRAPH
+        graph = variant / OPENVINO_GRAPH
         if not graph.is_file():
             raise BadInputError(f"{graph} is missing; make the embedding pack again")
         try:

@@ -15,8 +15,8 @@ from edgekit.mixers import Norm
 from edgekit.runtimes.onnx_matrices import Matrices
 from edgekit.runtimes.onnx_nodes import MICROSOFT, GraphBuilder, TensorProto, helper
 from edgekit.scheme import VARIANT_WEIGHTS, Scheme
+from edgekit.variant_files import ONNX_GRAPH
 
-GRAPH = "model.onnx"
 INT8_ACTIVATIONS = 4  # MatMulNBits accuracy_level: int8 dot products, the fast path of the CPU
 TINY = 1e-12  # bounds the length of a vector from below
 
@@ -32,9 +32,9 @@ def write_onnx_encoder(
     Raises:
         MissingRuntimeError: the ``onnx`` package is not installed.
     """
-    builder = GraphBuilder(variant / VARIANT_WEIGHTS, VARIANT_WEIGHTS)
+    builder = GraphBuilder(variant / VARIANT_WEIGHTS, encoder, VARIANT_WEIGHTS)
     matrices = Matrices(builder, encoder, scheme, accuracy_level)
-    (variant / GRAPH).write_bytes(_Graph(matrices, encoder).build(pooling))
+    (variant / ONNX_GRAPH).write_bytes(_Graph(matrices, encoder).build(pooling))
 
 
 class _Graph:

@@ -17,8 +17,8 @@ from edgekit.runtimes.openvino_constants import ConstantPool, Node
 from edgekit.runtimes.openvino_file import write_ir
 from edgekit.runtimes.openvino_ops import Blocks
 from edgekit.scheme import VARIANT_WEIGHTS, Scheme
+from edgekit.variant_files import OPENVINO_GRAPH
 
-GRAPH = Path("openvino") / "openvino_model.xml"
 TINY = 1e-12  # bounds the length of a vector from below
 
 
@@ -26,9 +26,9 @@ def write_openvino_encoder(
     variant: Path, encoder: Encoder, scheme: Scheme, pooling: Pooling
 ) -> None:
     """Write ``openvino/openvino_model.xml`` and fill the constants tensor of the weights file."""
-    pool = ConstantPool(variant / VARIANT_WEIGHTS)
+    pool = ConstantPool(variant / VARIANT_WEIGHTS, encoder)
     graph = _Graph(Blocks(pool, encoder, scheme), encoder)
-    write_ir(graph.build(pooling), pool, variant / GRAPH)
+    write_ir(graph.build(pooling), pool, variant / OPENVINO_GRAPH)
 
 
 class _Graph:

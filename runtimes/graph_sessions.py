@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import missing_extra
+from edgekit.variant_files import ONNX_GRAPH, files_of
 
 Tokens = NDArray[np.int64]
 PROVIDERS = {"CPU": "CPUExecutionProvider", "DML": "DmlExecutionProvider"}
@@ -38,10 +39,10 @@ class OpenVINOSession:
     def __init__(self, variant: Path, device: str = "CPU", exact: bool = False) -> None:
         import openvino as ov
 
-        from edgekit.runtimes.openvino_engine import EXACT, GRAPH, WEIGHTS
+        from edgekit.runtimes.openvino_engine import EXACT
 
-        core = ov.Core()
-        model = core.read_model(str(variant / GRAPH), str(variant / WEIGHTS))
+        core, files = ov.Core(), files_of(variant)
+        model = core.read_model(str(files.openvino_graph), str(files.weights))
         self.compiled = core.compile_model(model, device, dict(EXACT) if exact else {})
         self._request = self.compiled.create_infer_request()
 
@@ -68,7 +69,7 @@ class OnnxSession:
 
     padding_side = "right"
 
-    def __init__(self, variant: Path, graph: str = "model.onnx", device: str = "CPU") -> None:
+    def __init__(self, variant: Path, graph: str = ONNX_GRAPH, device: str = "CPU") -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -76,7 +77,7 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            str(variant / graph), options, providers=[PROVIDERS[device]]
+            str(files_of(variant).onnx_beside(graph)), options, providers=[PROVIDERS[device]]
         )
         self._caches = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._past: dict[str, NDArray[np.float32]] = {}

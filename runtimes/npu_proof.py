@@ -27,13 +27,12 @@ from edgekit.proofs import NpuProof, Platform, StaticProof
 from edgekit.runtimes import npu_compile_probe
 from edgekit.runtimes.openvino_engine import (
     EXACT,
-    GRAPH,
     NPU_ANSWER,
     NPU_PROMPT,
-    WEIGHTS,
     last_line,
 )
 from edgekit.text import ChatTokenizer
+from edgekit.variant_files import files_of
 
 PLATFORMS: tuple[Platform, ...] = get_args(Platform)
 QUESTION = "What is a lighthouse for? Answer in two sentences."
@@ -122,8 +121,8 @@ def ask_compiler(
     command = [
         *_windows_python(lab),
         str(Path(npu_compile_probe.__file__).resolve()),
-        str((variant / GRAPH).resolve()),
-        str((variant / WEIGHTS).resolve()),
+        str(files_of(variant).openvino_graph.resolve()),
+        str(files_of(variant).weights.resolve()),
         platform,
         ",".join(f"{name}={value}" for name, value in properties.items()),
     ]
@@ -191,10 +190,9 @@ def explain(seen: dict[str, Any]) -> str:
 
 
 def _require_graph(variant: Path) -> None:
-    if not (variant / GRAPH).is_file():
-        raise BadInputError(
-            f"{variant / GRAPH} is missing; run `edgekit compile --target openvino-npu`"
-        )
+    graph = files_of(variant).openvino_graph
+    if not graph.is_file():
+        raise BadInputError(f"{graph} is missing; run `edgekit compile --target openvino-npu`")
 
 
 def _decode(
@@ -209,9 +207,9 @@ def _decode(
     import openvino
 
     core = openvino.Core()
-    weights = openvino.Tensor(np.memmap(variant / WEIGHTS, np.uint8, mode="c"))
+    weights = openvino.Tensor(np.memmap(files_of(variant).weights, np.uint8, mode="c"))
     try:
-        model = core.read_model((variant / GRAPH).read_bytes(), weights)
+        model = core.read_model(files_of(variant).openvino_graph.read_bytes(), weights)
         compiled = core.compile_model(model, device, properties)
     except RuntimeError as error:  # what OpenVINO raises for everything
         raise BadInputError(

@@ -6,6 +6,7 @@ Prompts go in as token ids, so GenAI's own tokenizer is never made.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from edgekit.runtimes.graph_sessions import PROVIDERS, empty_shape
 from edgekit.runtimes.onnx_stepwise import OnnxStepper
 from edgekit.runtimes.stepwise import stepwise_tokens
 from edgekit.text import ChatTokenizer
+from edgekit.variant_files import files_of
 
 SPARSE_VERSION = (1, 32)  # its QMoE knows accuracy_level; DirectML builds are at 1.24
 
@@ -33,7 +35,8 @@ class OnnxEngine:
     runtime = "onnx"
 
     def __init__(self, directory: Path, device: str = "CPU") -> None:
-        graph = directory / "model.onnx"
+        files = files_of(directory)
+        graph = files.onnx_graph
         if not graph.is_file():
             raise BadInputError(
                 f"{graph} is missing; run `edgekit compile --target onnx-{device.lower()}`"
@@ -61,7 +64,7 @@ class OnnxEngine:
         self.device = device
         self._graph = graph
         self.context_length = self._architecture.context_length
-        self.tokenizer = ChatTokenizer(directory)
+        self.tokenizer = ChatTokenizer(files.shared)
         self._model: Any = None
         self._session: Any = None
 
@@ -89,6 +92,7 @@ class OnnxEngine:
         """Load the model now instead of at the first question."""
         if self._model is None:
             config = self._genai.Config(str(self._graph.parent))
+            config.overlay(json.dumps({"model": {"decoder": {"filename": self._graph.name}}}))
             if self.device != "CPU":
                 config.clear_providers()
                 config.append_provider(self.device.lower())

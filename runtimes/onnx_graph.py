@@ -23,15 +23,14 @@ from edgekit.runtimes.onnx_moe import mixture
 from edgekit.runtimes.onnx_nodes import MICROSOFT, GraphBuilder, TensorProto, helper
 from edgekit.scheme import read_scheme
 from edgekit.text import ChatTokenizer
+from edgekit.variant_files import ONNX_GRAPH, files_of, size_directories
 
-GRAPH = "model.onnx"
-WEIGHTS = "weights.safetensors"
 INT8_ACTIVATIONS = 4  # MatMulNBits accuracy_level: int8 dot products, the fast path of the CPU
 FLOAT_ACTIVATIONS = 1
 
 
 def write_onnx(variant: Path, accuracy_level: int = INT8_ACTIVATIONS) -> None:
-    """Write ``model.onnx`` and ``genai_config.json`` beside the weights file.
+    """Write ``model.onnx`` of a variant and of each nested size in it, and ``genai_config.json``.
 
     ``accuracy_level`` 1 keeps activations in float32, for comparisons with a reference.
 
@@ -40,16 +39,22 @@ def write_onnx(variant: Path, accuracy_level: int = INT8_ACTIVATIONS) -> None:
         MissingRuntimeError: the ``onnx`` package is not installed.
     """
     architecture = write_onnx_graph(variant, accuracy_level)
+    for directory in size_directories(variant)[1:]:
+        write_onnx_graph(directory, accuracy_level)
     ends = ChatTokenizer(variant).end_tokens
     write_json(variant / "genai_config.json", genai_config(architecture, ends))
 
 
-def write_onnx_graph(variant: Path, accuracy_level: int, name: str = GRAPH) -> Architecture:
-    """Write the graph alone, as ``name`` inside the variant; returns what it computes."""
+def write_onnx_graph(variant: Path, accuracy_level: int, name: str = ONNX_GRAPH) -> Architecture:
+    """Write the graph of one size alone, as ``name`` beside the weights; returns what it computes.
+
+    A nested size puts its folder's name into the graph's (:meth:`VariantFiles.onnx_beside`).
+    """
+    files = files_of(variant)
     architecture = describe(read_config(variant), str(variant / "config.json"))
-    builder = GraphBuilder(variant / WEIGHTS, WEIGHTS)
+    builder = GraphBuilder(files.weights, architecture, files.weights.name)
     matrices = Matrices(builder, architecture, read_scheme(variant), accuracy_level)
-    (variant / name).write_bytes(_Decoder(matrices, architecture).build())
+    files.onnx_beside(name).write_bytes(_Decoder(matrices, architecture).build())
     return architecture
 
 

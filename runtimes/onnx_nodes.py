@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.architecture import TensorTable
 from edgekit.errors import missing_extra
 from edgekit.runtimes.stored import StoredTensors
 from edgekit.tensorfile import TensorInfo
@@ -34,8 +35,8 @@ ITEM_BYTES = {TensorProto.UINT8: 1, TensorProto.FLOAT16: 2, TensorProto.FLOAT: 4
 class GraphBuilder(StoredTensors):
     """Collects nodes and initializers; names of tensors are Python strings."""
 
-    def __init__(self, weights: Path, location: str) -> None:
-        super().__init__(weights)
+    def __init__(self, weights: Path, table: TensorTable, location: str) -> None:
+        super().__init__(weights, table)
         self.location = location  # of the weights file, relative to the graph
         self.nodes: list[onnx.NodeProto] = []
         self._made: set[str] = set()
@@ -91,9 +92,14 @@ class GraphBuilder(StoredTensors):
 
     def floats(self, name: str) -> str:
         """A float32 or float16 tensor of the file, as float32."""
-        info = self.info(name)
-        stored = self.stored(name, info, ONNX_TYPES[info.dtype], info.shape)
-        return stored if info.dtype == "F32" else self.cast(stored)
+        parts = self.parts(name)
+        kind = parts[0].dtype
+        names = [name if len(parts) == 1 else f"{name}.rows{i}" for i in range(len(parts))]
+        for part, called in zip(parts, names, strict=True):
+            self.stored(called, part, ONNX_TYPES[kind], part.shape)
+        if len(parts) > 1 and not self.has(name):
+            self.node("Concat", names, name, axis=0)
+        return name if kind == "F32" else self.cast(name)
 
     def cast(self, name: str) -> str:
         """``name`` as float32; written once however often it is used."""

@@ -34,12 +34,12 @@ from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.errors import BadInputError, MissingRuntimeError, OutOfResourcesError
 from edgekit.memory import available_memory
+from edgekit.plan import weights_bytes
 from edgekit.runtimes.answers import bounded_tokens
 from edgekit.runtimes.batching import Job, Produced, Run
 from edgekit.runtimes.cache_plan import BYTES_PER_VALUE, CachePlan, plan_cache
 from edgekit.runtimes.openvino_engine import (
     EXACT,
-    WEIGHTS,
     OpenVINOEngine,
     device_properties,
     generation_config,
@@ -53,7 +53,9 @@ from edgekit.runtimes.openvino_vocabulary import GrammarTrial, write_detokenizer
 from edgekit.runtimes.stepwise import StepwiseLoop
 from edgekit.runtimes.stepwise_batching import grammar_compiler
 from edgekit.runtimes.token_bytes import token_bytes
+from edgekit.scheme import read_scheme
 from edgekit.text import ChatTokenizer
+from edgekit.variant_files import files_of
 
 MOST_ANSWERS = 16
 STEP_TOKENS = 512  # of prompts and answers together in one step
@@ -135,7 +137,7 @@ class OpenVINOBatchEngine:
         self._ov, self._genai = openvino, openvino_genai
         self._directory, self.device = directory, device
         self._properties = dict(EXACT) if exact else device_properties(directory, device)
-        self.tokenizer = ChatTokenizer(directory)
+        self.tokenizer = ChatTokenizer(files_of(directory).shared)
         self._architecture = describe(read_config(directory))
         self.capacity = max_running
         plan = plan_cache(
@@ -166,7 +168,9 @@ class OpenVINOBatchEngine:
             link_model(self._directory, private)
             self._no_grammars: BadInputError | None = None
             try:
-                tokens = token_bytes(self._directory, self.tokenizer, self._vocab_size)
+                tokens = token_bytes(
+                    files_of(self._directory).shared, self.tokenizer, self._vocab_size
+                )
             except BadInputError as error:
                 tokens, self._no_grammars = [], error
             else:
@@ -234,7 +238,7 @@ class OpenVINOBatchEngine:
 
     def _second_model(self) -> StepwiseLoop:
         if self._beside is None:
-            weights = (self._directory / WEIGHTS).stat().st_size
+            weights = weights_bytes(self._architecture, read_scheme(self._directory))
             if weights > available_memory():
                 raise OutOfResourcesError(
                     f"{self._directory}: log-probabilities of several tokens, presence and "

@@ -2,7 +2,8 @@
 
 Every constant carries a name. Those of the weights file are known by offset already; the small
 ones (rotary frequencies, shapes, epsilons) are collected and laid out in the file's
-``edgekit.constants`` tensor when the graph is written.
+``edgekit.constants`` tensor when the graph is written. Graphs of nested sizes share that tensor:
+each adds behind the others what they do not have.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino import opset13 as op
 from openvino.op import Constant
 
+from edgekit.architecture import TensorTable
 from edgekit.errors import EdgekitError
 from edgekit.runtimes.stored import StoredTensors
 from edgekit.scheme import CONSTANTS
@@ -44,16 +47,46 @@ def _stand_in(weights: Path) -> NDArray[np.uint8]:
     return np.frombuffer(zeros, np.uint8)
 
 
-class ConstantPool(StoredTensors):
-    """Makes the constants of one graph and remembers where each lies in the weights file."""
+class SmallConstants:
+    """The small constants of all graphs over one weights file, in the order they came."""
 
-    def __init__(self, weights: Path) -> None:
-        super().__init__(weights)
+    def __init__(self) -> None:
+        self._names: dict[bytes, str] = {}
+        self._content: list[tuple[str, bytes]] = []
+
+    def name(self, array: NDArray[Any]) -> str:
+        """The name of a constant, which is remembered if it is new."""
+        key = f"{array.dtype.str}{array.shape}".encode() + array.tobytes()
+        if key not in self._names:
+            self._names[key] = f"small.{len(self._names)}"
+            self._content.append((self._names[key], array.tobytes()))
+        return self._names[key]
+
+    def placed(self, begin: int) -> tuple[dict[str, int], bytes]:
+        """Absolute offset of each constant, and all of their bytes from ``begin`` on."""
+        content = bytearray()
+        places: dict[str, int] = {}
+        for name, raw in self._content:
+            content += b"\0" * (-(begin + len(content)) % ALIGNMENT)
+            places[name] = begin + len(content)
+            content += raw
+        return places, bytes(content)
+
+
+class ConstantPool(StoredTensors):
+    """Makes the constants of one graph and remembers where each lies in the weights file.
+
+    ``small`` is shared with the graphs that are written over the same file.
+    """
+
+    def __init__(
+        self, weights: Path, table: TensorTable, small: SmallConstants | None = None
+    ) -> None:
+        super().__init__(weights, table)
         self._bytes = _stand_in(weights)
-        self._small: dict[bytes, str] = {}
+        self._small = small or SmallConstants()
         self._alive: list[Any] = []  # a tensor over freed memory is a crash
         self.offsets: dict[str, int] = {}  # constant's friendly name -> absolute offset
-        self.small: list[tuple[str, bytes]] = []
 
     def stacked(self, names: Sequence[str]) -> TensorInfo:
         """Tensors of one shape that lie side by side, as one of shape [n, ...]."""
@@ -69,20 +102,20 @@ class ConstantPool(StoredTensors):
 
     def floats(self, name: str, shape: Sequence[int] | None = None) -> Node:
         """A float16 or float32 tensor of the file."""
-        info = self.info(name)
-        if info.dtype not in OV_TYPES:
-            raise EdgekitError(f"{self.path}: {name} is {info.dtype}; quantize again")
-        return self.stored(info, OV_TYPES[info.dtype], shape or info.shape)
+        parts = self.parts(name)
+        kind = parts[0].dtype
+        if kind not in OV_TYPES:
+            raise EdgekitError(f"{self.path}: {name} is {kind}; quantize again")
+        if len(parts) == 1:
+            return self.stored(parts[0], OV_TYPES[kind], shape or parts[0].shape)
+        joined = op.concat([self.stored(part, OV_TYPES[kind], part.shape) for part in parts], 0)
+        return op.reshape(joined, self.value(list(shape), np.int64), False) if shape else joined
 
     def value(self, value: Any, dtype: Any) -> Node:
         """A small constant."""
         array: NDArray[Any] = np.array(value, dtype, order="C")
-        key = f"{array.dtype.str}{array.shape}".encode() + array.tobytes()
-        if key not in self._small:
-            self._small[key] = f"small.{len(self._small)}"
-            self.small.append((self._small[key], array.tobytes()))
         node = Constant(ov.Tensor(array))
-        return self._named(node, f"{self._small[key]}#{len(self.offsets)}", -1)
+        return self._named(node, f"{self._small.name(array)}#{len(self.offsets)}", -1)
 
     def _named(self, node: Node, name: str, offset: int) -> Node:
         unique = name if name not in self.offsets else f"{name}+{len(self.offsets)}"
@@ -93,15 +126,10 @@ class ConstantPool(StoredTensors):
     def place_small(self) -> tuple[dict[str, int], bytes]:
         """Absolute offset of each small constant, and the bytes of the constants' tensor."""
         room = self.info(CONSTANTS)
-        content = bytearray()
-        places: dict[str, int] = {}
-        for name, raw in self.small:
-            content += b"\0" * (-(room.offset + len(content)) % ALIGNMENT)
-            places[name] = room.offset + len(content)
-            content += raw
+        places, content = self._small.placed(room.offset)
         if len(content) > room.nbytes:
             raise EdgekitError(
                 f"{self.path}: the graph's constants need {len(content)} bytes, {CONSTANTS} has "
                 f"{room.nbytes}; this is a defect of edgekit, please report it"
             )
-        return places, bytes(content)
+        return places, content

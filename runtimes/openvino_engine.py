@@ -24,12 +24,11 @@ from edgekit.runtimes.answers import bounded_tokens, token_events
 from edgekit.runtimes.engine import Message, Sampling, TokenEvent
 from edgekit.scheme import read_scheme
 from edgekit.text import ChatTokenizer
+from edgekit.variant_files import files_of
 
 if TYPE_CHECKING:
     from edgekit.runtimes.openvino_stepwise import OpenVINOStepper
 
-GRAPH = Path("openvino") / "openvino_model.xml"
-WEIGHTS = "weights.safetensors"
 NPU_PROMPT, NPU_ANSWER = 1024, 128  # tokens; the NPU's graphs are compiled for fixed lengths
 EXACT = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -48,9 +47,10 @@ class OpenVINOEngine:
     runtime = "openvino"
 
     def __init__(self, directory: Path, device: str = "CPU", exact: bool = False) -> None:
-        if not (directory / GRAPH).is_file():
+        files = files_of(directory)
+        if not files.openvino_graph.is_file():
             raise BadInputError(
-                f"{directory / GRAPH} is missing; run `edgekit compile --target "
+                f"{files.openvino_graph} is missing; run `edgekit compile --target "
                 f"openvino-{device.lower()}`"
             )
         try:
@@ -68,14 +68,14 @@ class OpenVINOEngine:
                 f"{', '.join(self._core.available_devices)}); choose one of these"
             )
         self.device = device
-        self.tokenizer = ChatTokenizer(directory)
+        self.tokenizer = ChatTokenizer(files.shared)
         context = describe(read_config(directory)).context_length
         self.context_length = min(context, NPU_PROMPT) if device == "NPU" else context
         self._properties: dict[str, str | int] = (
             dict(EXACT) if exact else device_properties(directory, device)
         )
-        self._xml = (directory / GRAPH).read_text(encoding="utf-8")
-        self._weights = openvino.Tensor(np.memmap(directory / WEIGHTS, np.uint8, mode="c"))
+        self._xml = files.openvino_graph.read_text(encoding="utf-8")
+        self._weights = openvino.Tensor(np.memmap(files.weights, np.uint8, mode="c"))
         self._directory = directory
         self._pipeline: Any = None
         self._compiled: Any = None

@@ -22,7 +22,7 @@ from edgekit.architecture import (
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.runtimes.openvino_attention import Context, attention, latent_attention
-from edgekit.runtimes.openvino_constants import ConstantPool, Node
+from edgekit.runtimes.openvino_constants import ConstantPool, Node, SmallConstants
 from edgekit.runtimes.openvino_conv import short_conv
 from edgekit.runtimes.openvino_delta import gated_delta
 from edgekit.runtimes.openvino_file import write_ir
@@ -30,21 +30,24 @@ from edgekit.runtimes.openvino_moe import mixture
 from edgekit.runtimes.openvino_ops import Blocks
 from edgekit.runtimes.openvino_scan import selective_scan
 from edgekit.scheme import read_scheme
-
-GRAPH = Path("openvino") / "openvino_model.xml"
-WEIGHTS = "weights.safetensors"
+from edgekit.variant_files import files_of, size_directories
 
 
 def write_openvino(variant: Path) -> None:
-    """Write ``openvino/openvino_model.xml`` and fill the constants tensor of the weights file.
+    """Write ``openvino/openvino_model.xml`` of a variant and of each nested size in it.
+
+    Fills the constants tensor of the weights file, which all of them share.
 
     Raises:
         BadInputError: ``variant`` is not a quantized checkpoint of a known family.
     """
-    architecture = describe(read_config(variant), str(variant / "config.json"))
-    pool = ConstantPool(variant / WEIGHTS)
-    blocks = Blocks(pool, architecture, read_scheme(variant))
-    write_ir(_Decoder(blocks, architecture).build(), pool, variant / GRAPH)
+    small = SmallConstants()
+    for directory in size_directories(variant):
+        files = files_of(directory)
+        architecture = describe(read_config(directory), str(directory / "config.json"))
+        pool = ConstantPool(files.weights, architecture, small)
+        blocks = Blocks(pool, architecture, read_scheme(directory))
+        write_ir(_Decoder(blocks, architecture).build(), pool, files.openvino_graph)
 
 
 class _Decoder:

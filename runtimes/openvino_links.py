@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edgekit.runtimes.openvino_engine import GRAPH, WEIGHTS
+from edgekit.variant_files import files_of
 
 
 def link_model(variant: Path, directory: Path) -> None:
@@ -20,8 +20,11 @@ def link_model(variant: Path, directory: Path) -> None:
         OSError: the system allows neither symbolic links here (Windows asks for a right) nor hard
             links (the variant is on another disk).
     """
-    for source, name in ((GRAPH, "openvino_model.xml"), (Path(WEIGHTS), "openvino_model.bin")):
-        target, link = (variant / source).resolve(), directory / name
+    files = files_of(variant)
+    for source, name in (
+        (files.openvino_graph, "openvino_model.xml"), (files.weights, "openvino_model.bin")
+    ):  # fmt: skip
+        target, link = source.resolve(), directory / name
         try:
             link.symlink_to(target)
         except OSError:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import BadInputError, MissingRuntimeError
-from edgekit.runtimes.openvino_engine import GRAPH, WEIGHTS, last_line
+from edgekit.runtimes.openvino_engine import last_line
+from edgekit.variant_files import files_of
 
 
 class OpenVINOStepper:
@@ -25,9 +26,9 @@ class OpenVINOStepper:
         import openvino as ov
 
         self._device = device
-        core = ov.Core()
+        core, files = ov.Core(), files_of(directory)
         try:
-            model = core.read_model(str(directory / GRAPH), str(directory / WEIGHTS))
+            model = core.read_model(str(files.openvino_graph), str(files.weights))
             _keep_last_position(model)
             self._compiled: Any = core.compile_model(model, device, dict(properties))
         except RuntimeError as error:  # what OpenVINO raises for everything

@@ -19,6 +19,7 @@ from edgekit.runtimes.openvino_engine import EXACT, OpenVINOEngine, device_prope
 from edgekit.runtimes.stepwise import Stepper, StepwiseLoop, StepwiseRun
 from edgekit.runtimes.token_bytes import token_bytes
 from edgekit.text import ChatTokenizer
+from edgekit.variant_files import files_of
 
 MOST_ANSWERS = 4
 
@@ -42,7 +43,7 @@ class StepwiseBatchEngine:
             architecture, architecture.context_length, most, cache_bytes, bytes_per_value
         )
         self.runtime, self.device = runtime, device
-        self.tokenizer = ChatTokenizer(directory)
+        self.tokenizer = ChatTokenizer(files_of(directory).shared)
         self.context_length = plan.context_length
         self.capacity = plan.answers(most)
         self._loop = StepwiseLoop(
@@ -74,7 +75,8 @@ def grammar_compiler(directory: Path, tokenizer: ChatTokenizer, vocab_size: int)
         BadInputError: the tokenizer is of a kind for which there are no grammars.
         MissingRuntimeError: llguidance is not installed.
     """
-    return GrammarCompiler(token_bytes(directory, tokenizer, vocab_size), tokenizer)
+    pieces = token_bytes(files_of(directory).shared, tokenizer, vocab_size)
+    return GrammarCompiler(pieces, tokenizer)
 
 
 def onnx_batch_engine(

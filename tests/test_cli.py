@@ -225,7 +225,9 @@ def test_chat_without_a_device_takes_what_the_pack_was_made_for(tmp_path, monkey
     from edgekit.errors import MissingRuntimeError
 
     targets = [Fake(target="onnx-cpu")]
-    monkeypatch.setattr(module, "read_manifest", lambda _: Fake(variants=[Fake(targets=targets)]))
+    variant = Fake(targets=targets, memory_estimate_bytes=0, nested=[])
+    manifest = Fake(variants=[variant], student=Fake(num_experts=0))
+    monkeypatch.setattr(module, "read_manifest", lambda _: manifest)
     monkeypatch.setattr(module, "open_pack", lambda pack, device, *_: pack / device)
     assert module.locate(tmp_path, "", Silent()) == (tmp_path / "onnx-cpu", "onnx-cpu")
     targets[0] = Fake(target="openvino-npu")

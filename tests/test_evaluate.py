@@ -193,7 +193,17 @@ def test_an_override_names_a_gate_of_the_recipe():
 
 def test_the_report_opens_offline_and_says_what_failed(tmp_path):
     recipe = parse_recipe({"teacher": {"model": "m"}, "pack": {"name": "p"}}, "r")
-    shrunk = {"usage_before": [[0.5, 0.3, 0.2]] * 2, "usage_after": [[0.6, 0.4]] * 2}
+    candidate = {
+        "name": "reap", "control": False, "same_as": "",
+        "divergence": {"all": {"value": 0.1}, "domains": {"a": {"value": 0.1234}}},
+    }  # fmt: skip
+    shrunk = {
+        "usage_before": [[0.5, 0.3, 0.2]] * 2, "usage_after": [[0.6, 0.4]] * 2,
+        "criterion": "reap", "experts_before": 3, "experts_after": 2, "notes": ["<b>enough"],
+        "saliency": [[3.0, 2.0, 1.0]] * 2, "kept": {0: [0, 1], 1: [0, 1]},
+        "usage_by_domain": {"a": [[0.5, 0.3, 0.2]] * 2, "b": [[0.2, 0.3, 0.5]] * 2},
+        "automatic": {"candidates": [candidate]}, "nested": None,
+    }  # fmt: skip
     step = {"seconds": 1.0, "peak_memory_bytes": 10**9, "digest": "0" * 64, "versions": {"x": "1"}}
     trained = {"held_out_kl_before": 0.5, "held_out_kl_after": 0.25, "steps": 3,
                "losses": [0.5, 0.4, 0.3]}  # fmt: skip
@@ -205,9 +215,10 @@ def test_the_report_opens_offline_and_says_what_failed(tmp_path):
     gates = check_gates(GatesSection(max_kl=0.1, max_size_mb=60.0), report())
     path = write_report(tmp_path, recipe, records, report(), gates, tmp_path)
     html = path.read_text()
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 6
     assert not re.search(r"""(src|href)=["'](https?:)?//|@import|<script|<link""", html)
     assert "FAILED" in html and "&lt;yet&gt;" in html
+    assert "0.1234" in html and "&lt;b&gt;enough" in html
     assert "0.5000 before, 0.2500 after 3 steps" in html
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["evaluation"]["results"][1]["quality"]["all"]["kl"]["value"] == 0.2

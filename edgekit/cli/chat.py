@@ -24,6 +24,10 @@ def command(
     device: Annotated[
         str, typer.Option("--device", help="Target to run on; the best one here by default.")
     ] = "",
+    experts: Annotated[
+        int,
+        typer.Option(min=0, help="Of a pack with nested sizes; the largest that fits by default."),
+    ] = 0,
     system: Annotated[str, typer.Option("--system", help="System message.")] = "",
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Nucleus size.")] = 0.9,
@@ -38,7 +42,9 @@ def command(
     json: Json = False,
 ) -> None:
     """Talk to a pack; without a terminal, answer standard input."""
-    directory, device = locate(pack, device, default_progress(), allow_damaged)
+    directory, device = locate(
+        pack, device, default_progress(), allow_damaged, experts=experts, notify=_told
+    )
     sampling = Sampling(
         max_tokens, temperature, top_p, top_k, repetition_penalty, seed, tuple(stop or ())
     )
@@ -115,6 +121,10 @@ def converse(engine: Engine, sampling: Sampling, system: str = "") -> None:
                 f"  {stats.tokens_per_second:.0f} tokens/s, first token "
                 f"{1e3 * stats.time_to_first_token:.0f} ms", file=sys.stderr,
             )  # fmt: skip
+
+
+def _told(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _opening(system: str) -> list[Message]:

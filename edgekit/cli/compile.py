@@ -40,11 +40,16 @@ def command(
     if json:
         print_json(report)
         return
+    sizes = " and ".join(map(str, report.nested))
+    nested = f" for {sizes} experts" if len(report.nested) > 1 else ""
     graphs = ", ".join(f"{name} {size(value)}" for name, value in report.graph_bytes.items())
-    print(f"weights {size(report.weights_bytes)}, graphs {graphs}: {out}")
+    print(f"weights {size(report.weights_bytes)}, graphs{nested} {graphs}: {out}")
     for result in report.parity.results:
+        name = result.target
+        if nested:
+            name += f", {result.num_experts} experts"
         print(
-            f"{result.target}: KL to PyTorch {result.mean_kl:.1e} nats per token in float32, "
+            f"{name}: KL to PyTorch {result.mean_kl:.1e} nats per token in float32, "
             f"{result.shipped_mean_kl:.1e} as shipped, over {result.positions} positions"
         )
     for proof in report.npu_proofs:

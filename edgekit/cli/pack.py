@@ -11,7 +11,7 @@ from edgekit.archive import archive_pack, extract_archive
 from edgekit.atomic import atomic_directory
 from edgekit.cli.common import Json, Model, Out, console, count, print_json, size, table
 from edgekit.errors import BadInputError
-from edgekit.manifest import Embedding, Manifest, read_manifest
+from edgekit.manifest import Embedding, Manifest, TargetResult, read_manifest
 from edgekit.pack import verify_pack
 from edgekit.progress import default_progress
 from edgekit.run_pack import pack_run
@@ -124,19 +124,29 @@ def _print(manifest: Manifest, path: Path, json: bool) -> None:
         return
     rows = []
     for variant in manifest.variants:
-        total = sum(f.size for f in variant.files)
-        for result in variant.targets:
-            quality = result.quality.get("all")
-            rows.append(
-                (f"{variant.id} on {result.target}", size(total),
-                 f"{quality.kl.value:.4f}" if quality else "-",
-                 f"{quality.top1_agreement.value:.3f}" if quality else "-",
-                 f"{result.speed.tokens_per_second:.1f}" if result.speed else "-")
-            )  # fmt: skip
-    console().print(table("", ["variant", "size", "KL, nats/token", "top-1", "tokens/s"], rows))
+        total = size(sum(f.size for f in variant.files))
+        memory = size(variant.memory_estimate_bytes)
+        rows += [_measured(variant.id, total, memory, t) for t in variant.targets]
+        for nested in variant.nested:
+            name = f"  {nested.num_experts} experts, {count(nested.parameters)}"
+            memory = size(nested.memory_estimate_bytes)
+            rows += [_measured(name, "shared", memory, t) for t in nested.targets]
+    head = ["variant", "size", "memory", "KL, nats/token", "top-1", "tokens/s"]
+    console().print(table("", head, rows))
     for gate in manifest.gates:
         state = "passed" if gate.passed else "overridden" if gate.overridden else "failed"
         print(f"gate {gate.name}: {gate.measured:.4g}, limit {gate.limit:.4g}, {state}")
+
+
+def _measured(name: str, stored: str, memory: str, result: TargetResult) -> tuple[str, ...]:
+    """One row of what a pack has."""
+    quality, speed = result.quality.get("all"), result.speed
+    return (
+        f"{name} on {result.target}", stored, memory,
+        f"{quality.kl.value:.4f}" if quality else "-",
+        f"{quality.top1_agreement.value:.3f}" if quality else "-",
+        f"{speed.tokens_per_second:.1f}" if speed else "-",
+    )  # fmt: skip
 
 
 def _print_embedding(manifest: Manifest, embedding: Embedding) -> None:

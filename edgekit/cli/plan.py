@@ -10,6 +10,7 @@ from edgekit.checkpoint import read_config
 from edgekit.cli.common import AsFamily, Json, console, parse_bytes, print_json, size, table
 from edgekit.describe import describe
 from edgekit.errors import BadInputError
+from edgekit.nested import stored_sizes
 from edgekit.plan import Plan, make_plan
 from edgekit.progress import default_progress
 from edgekit.rules import RULES, TARGETS
@@ -39,8 +40,10 @@ def command(
         if name not in TARGETS:
             raise BadInputError(f"--target {name}: not known; choose one of {', '.join(TARGETS)}")
     directory = resolve_config(model, default_progress())
-    architecture = describe(read_config(directory), str(directory / "config.json"), family)
-    plan = make_plan(architecture, targets, parse_bytes(memory), context)
+    config, source = read_config(directory), str(directory / "config.json")
+    architecture = describe(config, source, family)
+    nested = stored_sizes(config, architecture, source)
+    plan = make_plan(architecture, targets, parse_bytes(memory), context, nested)
     if json:
         print_json(plan)
     else:
@@ -62,6 +65,10 @@ def _rules(json: bool) -> None:
 
 def _show(plan: Plan) -> None:
     screen = console()
+    if plan.nested:
+        sizes = " and ".join(map(str, plan.nested))
+        text = f"One weights file for {sizes} experts: a machine takes the largest that fits."
+        screen.print(text, markup=False, highlight=False)
     for target, best in plan.recommended.items():
         rows = [
             ((">" if c == best else " ") + f" {c.scheme}, {c.keep:.0%}", size(c.weights_bytes),

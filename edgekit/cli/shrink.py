@@ -18,7 +18,7 @@ from edgekit.sources import resolve_model
 
 Data = Annotated[list[str] | None, typer.Option("--data", help=".txt, .jsonl, .parquet.")]
 Tokens = Annotated[int, typer.Option(help="Calibration tokens.")]
-HeldOut = Annotated[int, typer.Option(help="Tokens to measure on, with --criterion auto.")]
+HeldOut = Annotated[int, typer.Option(help="Tokens to measure on, for auto and --nested.")]
 Length = Annotated[int, typer.Option(help="Tokens per sequence.")]
 
 shrink_app = typer.Typer(add_completion=False)
@@ -69,7 +69,8 @@ def shrink(
         ShrinkSection, keep=max(shares, default=keep), criterion=criterion, nested=shares,
         previous=previous, margin=margin, seed=seed,
     )  # fmt: skip
-    sampling = _sampling(data, tokens, held_out_tokens, sequence_length, seed)
+    measures = criterion == "auto" or nested  # on held-out text; nothing else reads it
+    sampling = _sampling(data, tokens, held_out_tokens if measures else 0, sequence_length, seed)
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.shrink import shrink as shrink_model
     from edgekit.estimate import require_model

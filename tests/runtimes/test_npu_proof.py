@@ -11,7 +11,8 @@ from edgekit.errors import BadInputError, MissingRuntimeError
 from edgekit.runtimes import npu_proof
 from edgekit.runtimes.npu_compile_probe import count_parts
 from edgekit.runtimes.npu_proof import prove, prove_compiled, prove_static
-from edgekit.runtimes.openvino_engine import GRAPH, NPU_ANSWER, NPU_PROMPT
+from edgekit.runtimes.openvino_engine import NPU_ANSWER, NPU_PROMPT
+from edgekit.variant_files import OPENVINO_GRAPH
 
 HEADER = b"\x7fELF\x02\x01" + bytes(10)
 GOOD = {"openvino": "2026.4.1", "compiler": "8.4", "parts": 6, "targeted": 6, "blob_bytes": 9}
@@ -36,19 +37,19 @@ def test_the_static_pipeline_computes_what_the_cpu_does(variant, family, scheme)
 def test_a_graph_that_attends_to_padding_fails(variant, tmp_path):
     """Without padding such a graph is right, so the CPU plugin alone would not show it."""
     copy = shutil.copytree(variant("llama", "int4-channel"), tmp_path / "copy")
-    tree = ElementTree.parse(copy / GRAPH)
+    tree = ElementTree.parse(copy / OPENVINO_GRAPH)
     layers, edges = tree.getroot().find("layers"), tree.getroot().find("edges")
     both = next(layer.get("id") for layer in layers if layer.get("type") == "LogicalAnd")
     causal, given = [edge for edge in edges if edge.get("to-layer") == both]
     for key in ("from-layer", "from-port"):
         given.set(key, causal.get(key))
-    tree.write(copy / GRAPH)
+    tree.write(copy / OPENVINO_GRAPH)
     assert not prove_static(copy).passed
 
 
 def test_a_graph_that_openvino_cannot_read_is_refused(variant, tmp_path):
     copy = shutil.copytree(variant("llama", "int4-channel"), tmp_path / "copy")
-    (copy / GRAPH).write_text("<net")
+    (copy / OPENVINO_GRAPH).write_text("<net")
     with pytest.raises(BadInputError, match="compile it again"):
         prove_static(copy)
 

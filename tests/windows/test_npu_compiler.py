@@ -17,7 +17,7 @@ from edgekit.runtimes.npu_proof import (
     npu_properties,
     prove_compiled,
 )
-from edgekit.runtimes.openvino_engine import GRAPH
+from edgekit.variant_files import OPENVINO_GRAPH
 
 LAB = Path(os.environ["EDGEKIT_LAB"]) if "EDGEKIT_LAB" in os.environ else None
 pytestmark = [
@@ -60,7 +60,7 @@ def test_a_platform_that_does_not_exist_is_refused(variant):
 def test_an_operation_that_the_compiler_lacks_is_no_proof(variant, tmp_path):
     """A graph that the static pipeline takes and the compiler does not must not pass."""
     copy = shutil.copytree(variant("llama", "int4-channel"), tmp_path / "copy")
-    graph = copy / GRAPH
+    graph = copy / OPENVINO_GRAPH
     text = graph.read_text(encoding="utf-8")
     assert 'type="Swish"' in text
     graph.write_text(text.replace('type="Swish"', 'type="Erfinv"'), encoding="utf-8")
