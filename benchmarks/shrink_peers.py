@@ -56,7 +56,7 @@ def measure_edgekit(model: Path, ids: NDArray[np.int64]) -> tuple[Callable[[], A
     opened.load()
 
     def run() -> Any:
-        chunks = collect.chunk_bounds(len(text))
+        chunks = collect.chunk_bounds(text)
         with tempfile.TemporaryDirectory() as scratch:
             files = [Path(scratch) / f"{n}.safetensors" for n in range(len(chunks))]
             for number, file in enumerate(files):

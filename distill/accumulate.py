@@ -123,7 +123,9 @@ class LayerSums:
 
 def add_cosines(total: Tensor, classes: TokenClasses, before: Tensor, after: Tensor) -> None:
     """Add to ``total`` [D] how alike a decoder layer's input and output [B, T, H] are."""
-    alike = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+    before, after = before.float(), after.float()
+    lengths = torch.linalg.vector_norm(before, dim=-1) * torch.linalg.vector_norm(after, dim=-1)
+    alike = (before * after).sum(-1) / lengths.clamp(min=1e-30)
     add_rows(total, classes.of_tokens % classes.domains, alike.reshape(-1))
 
 

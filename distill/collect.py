@@ -35,7 +35,7 @@ from edgekit.progress import Progress, Task
 from edgekit.sequences import TokenSequence, sequences_digest
 from edgekit.tensorfile import read_header
 
-MAX_CHUNKS = 32
+MAX_CHUNKS, CHUNK_TOKENS = 32, 2048  # not more chunks, not smaller ones: batches would be small
 SAMPLE_BYTES = 1 << 16  # of each end of a weights file that enter the digest
 
 
@@ -146,7 +146,7 @@ def calibration_text(sequences: Sequence[TokenSequence]) -> Text:
         )
     if not all(len(s.tokens) for s in text):
         raise BadInputError("a sequence of the calibration text is empty; make the text again")
-    return Text.of(text, chunk_bounds(len(text)))
+    return Text.of(text, chunk_bounds(text))
 
 
 def _plan(opened: OpenModel, text: Text, options: PassOptions, scratch: Path) -> tuple[str, int]:
@@ -190,10 +190,16 @@ def collect_masked(
         return run_chunk(opened, checkpoint_digest(opened.path), text, chunks, 0, task)
 
 
-def chunk_bounds(count: int) -> list[tuple[int, int]]:
-    """Ranges [begin, end) of ``count`` sequences: at most ``MAX_CHUNKS``, of one size."""
-    size = -(-count // MAX_CHUNKS)
-    return [(begin, min(begin + size, count)) for begin in range(0, count, size)]
+def chunk_bounds(text: Sequence[TokenSequence]) -> list[tuple[int, int]]:
+    """Ranges [begin, end) of sequences: at most ``MAX_CHUNKS``, of about one size."""
+    size = max(CHUNK_TOKENS, sum(len(s.tokens) for s in text) / MAX_CHUNKS)
+    bounds, begin, tokens = [], 0, 0
+    for number, sequence in enumerate(text, 1):
+        tokens += len(sequence.tokens)
+        if tokens >= size or number == len(text):
+            bounds.append((begin, number))
+            begin, tokens = number, 0
+    return bounds
 
 
 @torch.inference_mode()

@@ -112,12 +112,11 @@ def _fitted(moments: Moments, rows: list[int]) -> Floats:
     A little of the mean diagonal keeps experts that say the same from cancelling each other.
     """
     gram = moments.gram[np.ix_(rows, rows)]
-    right: Floats = moments.cross[rows]
+    right = moments.cross[rows]
     if moments.shared:
-        right = np.subtract(right, moments.gram[rows, -1] * moments.shared_gate)
+        right = right - moments.gram[rows, -1] * moments.shared_gate
     ridge = 1e-6 * float(np.diag(gram).mean()) + np.finfo(np.float64).tiny
-    solved: Floats = np.linalg.solve(gram + ridge * np.eye(len(rows)), right)
-    return solved
+    return np.asarray(np.linalg.solve(gram + ridge * np.eye(len(rows)), right), np.float64)
 
 
 def reconstruction_error(moments: Moments, chosen: Sequence[int], scale: Floats) -> float:

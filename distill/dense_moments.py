@@ -21,6 +21,7 @@ from torch.nn import functional
 from edgekit.architecture import FeedForward, Mixture
 from edgekit.checkpoint import Checkpoint
 from edgekit.distill.mixture import MixtureBlock, Routing, gated
+from edgekit.distill.open_model import OpenModel
 
 CHUNK_VALUES = 1 << 25  # of all experts' outputs at once: 128 MiB
 Floats = NDArray[np.float64]
@@ -84,6 +85,14 @@ class SharedExpert:
         if self._gate is None:
             return torch.ones(len(x), 1)
         return torch.sigmoid(functional.linear(x, self._gate))
+
+
+def shared_expert(opened: OpenModel, layer: int) -> SharedExpert | None:
+    """That of a sparse layer, if the family has one."""
+    mixture = opened.mixtures[layer].mixture
+    if mixture.shared is None:
+        return None
+    return SharedExpert(opened.checkpoint, mixture.shared, mixture.shared_gate)
 
 
 class FirstLook:

@@ -22,7 +22,7 @@ from edgekit.distill.dense_choice import (
     reconstruction_error,
     scales,
 )
-from edgekit.distill.dense_moments import FirstLook, Floats, Moments, MomentSums, SharedExpert
+from edgekit.distill.dense_moments import FirstLook, Floats, Moments, MomentSums, shared_expert
 from edgekit.distill.dense_plan import LayerPlan, Piece
 from edgekit.distill.layerwise import Layerwise
 from edgekit.distill.mixture import Observer
@@ -84,11 +84,7 @@ def choose_pieces(
     """
     rng = np.random.default_rng(wanted.seed)
     layerwise = Layerwise(opened)
-    batches = [
-        torch.from_numpy(stacked(text[begin:end])).to(opened.device)
-        for begin, end in equal_length_runs(text, BATCH_TOKENS)
-    ]
-    states = [layerwise.embed(ids) for ids in batches]
+    states = [layerwise.embed(ids) for ids in text_batches(text, opened.device)]
     chosen: dict[int, Chosen] = {}
     with progress.task("run all experts on all tokens", len(opened.layers)) as task:
         for number in range(len(opened.layers)):
@@ -100,6 +96,14 @@ def choose_pieces(
             opened.drop_layer(number)
             task.advance()
     return chosen
+
+
+def text_batches(text: Sequence[TokenSequence], device: torch.device) -> list[Tensor]:
+    """Token ids int64 [B, T] of neighbours of one length."""
+    return [
+        torch.from_numpy(stacked(text[begin:end])).to(device)
+        for begin, end in equal_length_runs(text, BATCH_TOKENS)
+    ]
 
 
 class _Look:
@@ -119,7 +123,8 @@ class _Look:
             self._watch(first, states)
             gates, worth = first.input_gate(), first.neuron_worth(self._block)
             neurons = choose_neurons(worth, wanted.neurons) if wanted.neurons else {}
-        sums = MomentSums(self._block, self._shared(), neurons, gates)
+        shared = shared_expert(self._layerwise.opened, self._number)
+        sums = MomentSums(self._block, shared, neurons, gates)
         self._watch(sums, states)
         moments = sums.moments()
         self._require_finite(moments)
@@ -133,12 +138,6 @@ class _Look:
         for hidden in states:
             self._layerwise.run(self._number, hidden)
         self._block.observer = None
-
-    def _shared(self) -> SharedExpert | None:
-        mixture = self._block.mixture
-        if mixture.shared is None:
-            return None
-        return SharedExpert(self._layerwise.opened.checkpoint, mixture.shared, mixture.shared_gate)
 
     def _require_finite(self, moments: Moments) -> None:
         if not np.isfinite(moments.gram).all():

@@ -129,11 +129,28 @@ def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 @torch.inference_mode()
 def masked_logits(opened: OpenModel, kept: Kept, tokens: Sequence[int]) -> torch.Tensor:
-    """What the original says with only ``kept`` allowed: float32 [T, V]."""
+    """What the original says with only ``kept`` allowed: float32 [T, V].
+
+    Weights that were stored quantized are rounded, in the opened model, as they will be written.
+    """
+    if opened.checkpoint.source.method != "none":
+        _round_as_written(opened)
     ids = torch.tensor(list(tokens)[:PROOF_TOKENS])[None]
     with masked(opened, kept):
         logits: torch.Tensor = opened.model(input_ids=ids, use_cache=False).logits[0]
     return logits.float()
+
+
+def _round_as_written(opened: OpenModel) -> None:
+    """Matrices to the precision of the written checkpoint; routers and what is stored in float32
+    are left alone."""
+    stored = opened.checkpoint.dtypes
+    dtype = {"F32": torch.float32, "F16": torch.float16}.get(
+        opened.checkpoint.dtype, torch.bfloat16
+    )
+    for name, parameter in opened.model.named_parameters():
+        if parameter.ndim > 1 and stored.get(name) != "F32" and not name.endswith(".router"):
+            parameter.copy_(parameter.to(dtype))
 
 
 @torch.inference_mode()

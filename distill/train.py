@@ -11,7 +11,6 @@ holds the optimizer's moments in full precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.architecture import TensorSpec
-from edgekit.checkpoint import copy_tokenizer, read_json, shard_names, write_checkpoint
+from edgekit.checkpoint import (
+    copy_tokenizer,
+    read_config,
+    read_json,
+    shard_names,
+    write_checkpoint,
+)
 from edgekit.digests import json_digest
 from edgekit.distill.cache import INDEX, LogitCache
 from edgekit.distill.divergence import Divergence
@@ -31,6 +36,7 @@ from edgekit.distill.state import TrainingState, restore_state
 from edgekit.distill.trainable import is_norm
 from edgekit.distill.trainer import Trainer
 from edgekit.errors import BadInputError
+from edgekit.nested import stored_sizes
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
 from edgekit.rules import require_unpacked
@@ -77,14 +83,13 @@ def train(
     scratch: Path | None = None,
     quantization: QuantizeSection | None = None,
     *,
-    nested: Sequence[int] = (),
     temperature: float = 1.0,
     device: str = "cpu",
 ) -> TrainReport:
     """Train ``student`` on ``cache`` and write the healed checkpoint into ``out``.
 
-    With ``nested`` the experts of ``student`` are in the order of their worth, and the prefixes of
-    so many of them are trained in turn. ``temperature`` softens both distributions.
+    Of a student with nested sizes (:mod:`edgekit.nested`) all prefixes are trained in turn.
+    ``temperature`` softens both distributions.
 
     With ``params.quantization_aware`` every matrix is, during training, what ``quantization`` will
     make of it, so router and norms learn to make up for the rounding (after Norm Tweaking, arXiv
@@ -102,6 +107,8 @@ def train(
         if rounding:
             require_unpacked(params.trainable)
             fake_quantize(opened, rounding, progress)
+        config = str(student / "config.json")
+        nested = stored_sizes(opened.checkpoint.config, opened.architecture, config)
         masks = [prefix_mask(opened.mixtures, count) for count in nested] or [None]
         trainer = Trainer(opened, logits, params, masks, temperature)
         saved = scratch / "state" if scratch else None
@@ -136,7 +143,6 @@ def training_digest(
     cache: Path,
     params: DistillSection,
     *,
-    nested: Sequence[int] = (),
     temperature: float = 1.0,
 ) -> str:
     """Names what a saved state belongs to: these weights, this cache and these options."""
@@ -145,8 +151,8 @@ def training_digest(
         {
             "student": [str(student.resolve()), *([f.st_size, f.st_mtime_ns] for f in files)],
             "cache": read_json(cache / INDEX),
+            "config": read_config(student),
             "params": params.model_dump(mode="json"),
-            "nested": list(nested),
             "temperature": temperature,
         }
     )

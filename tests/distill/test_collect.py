@@ -29,6 +29,12 @@ def text(count=8):
     ]
 
 
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """A chunk per sequence."""
+    monkeypatch.setattr(module, "CHUNK_TOKENS", 1)
+
+
 def same(one, two):
     assert one.info == two.info
     for name in ARRAYS:
@@ -45,6 +51,20 @@ def test_a_streamed_pass_measures_what_one_in_memory_does(tiny_model, tmp_path, 
         one, two = getattr(found, name), getattr(whole, name)
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7, err_msg=name)
     assert [p.name for p in (tmp_path / "streamed").iterdir() if p.is_dir()] == []
+
+
+def test_chunks_are_neither_small_nor_many():
+    def sizes(count, length):
+        made = [TokenSequence(np.zeros(length, np.int32), "a", False) for _ in range(count)]
+        bounds = module.chunk_bounds(made)
+        assert [b for b, _ in bounds] + [count] == [0] + [e for _, e in bounds]
+        return [end - begin for begin, end in bounds]
+
+    assert sizes(4, 100) == [1, 1, 1, 1]
+    module.CHUNK_TOKENS = 250
+    assert sizes(4, 100) == [3, 1]
+    assert sizes(100, 100) == [4] * 25
+    assert sizes(4, 300) == [1] * 4
 
 
 @pytest.mark.parametrize("layer", [0, 1])

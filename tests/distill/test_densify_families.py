@@ -1,5 +1,7 @@
 """A sparse model of any family becomes the dense one that says the same, or is refused."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from edgekit.checkpoint import Checkpoint
 from edgekit.distill.dense_families import CANDIDATES, NO_SIBLING
 from edgekit.distill.densify import DenseOptions, densify
 from edgekit.distill.loading import load_model
+from edgekit.errors import BadInputError
 from edgekit.progress import Silent
 from edgekit.sequences import TokenSequence
 
@@ -98,3 +101,61 @@ def test_with_constant_gates_the_dense_model_says_what_the_sparse_one_says(famil
 def test_every_sparse_family_has_a_row_or_a_reason(family):
     assert (family in CANDIDATES) != (family in NO_SIBLING)
     assert (family in CANDIDATES) == (family in EXPECTED)
+
+
+# what makes the first candidate differ, so that the family's own with dense layers is the result
+OWN = {
+    "qwen2_moe": {"family": "qwen2_moe"},
+    "qwen3_moe": {"family": "qwen3_moe"},
+    "deepseek_v2": {"family": "deepseek_v2"},
+    "deepseek_v3": {"family": "deepseek_v3"},
+    "glm4_moe_lite": {"family": "glm4_moe_lite"},
+    "dots1": {"family": "dots1"},
+    "ernie4_5_moe": {"family": "ernie4_5_moe"},
+    "lfm2_moe": {"family": "lfm2_moe"},
+    "qwen3_next": {"family": "qwen3_next"},
+    "mixtral": {"family": "mistral"},
+}
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_another_dense_form_can_be_asked_for(family, tmp_path):
+    source = constant_gates(tmp_path / "source", family)
+    wanted = OWN[family]["family"]
+    out, report = make_dense(source, tmp_path, experts=4, scaling="uniform", family=wanted)
+    assert report.family == wanted
+    assert_same_logits(source, out)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "expected"),
+    [
+        ("solar_open", {"attention_bias": True}, "qwen2"),
+        ("mixtral", {"sliding_window": 24}, "mistral"),
+        ("qwen2_moe", {"qkv_bias": False}, "llama"),
+        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 24}, "qwen3"),
+        ("ernie4_5_moe", {"use_bias": True, "tie_word_embeddings": False}, "ernie4_5_moe"),
+        (
+            "granitemoehybrid",
+            {"layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 32},
+            "granitemoehybrid",
+        ),
+    ],
+)
+def test_options_that_one_dense_family_lacks_lead_to_another(family, options, expected, tmp_path):
+    source = constant_gates(tmp_path / "source", family, **options)
+    out, report = make_dense(source, tmp_path, experts=4, scaling="marginal")
+    assert report.family == expected
+    assert_same_logits(source, out)
+
+
+@pytest.mark.parametrize("family", NO_SIBLING)
+def test_a_family_without_a_sibling_is_refused_with_the_reason(family, tiny_model, tmp_path):
+    with pytest.raises(BadInputError, match=re.escape(NO_SIBLING[family])):
+        make_dense(tiny_model(family), tmp_path)
+    assert not list((tmp_path / "dense").iterdir())
+
+
+def test_a_bias_that_no_dense_family_has_is_named_in_the_refusal(tiny_model, tmp_path):
+    with pytest.raises(BadInputError, match="as stablelm, head_bias is absent instead of there"):
+        make_dense(tiny_model("phimoe", head_dim=16), tmp_path)

@@ -10,10 +10,12 @@ from edgekit.distill.capture import capture
 from edgekit.distill.fake_quantize import fake_quantize
 from edgekit.distill.masked import measure_masked, prefix_mask
 from edgekit.distill.open_model import open_model
+from edgekit.distill.prune import write_pruned
 from edgekit.distill.train import train, training_digest
 from edgekit.distill.trainable import trainable_parameters
 from edgekit.distill.trainer import batches, schedule, student_of
 from edgekit.errors import BadInputError
+from edgekit.nested import NESTED
 from edgekit.progress import Silent
 from edgekit.quantize.write import fake_quantized
 from edgekit.recipe import DistillSection, QuantizeSection
@@ -172,26 +174,29 @@ EIGHT = {"num_local_experts": 8, "num_experts": 8}
 
 @pytest.fixture(scope="module")
 def nested(tiny_model, tmp_path_factory):
-    """A teacher of eight experts and its cache of sequences over few tokens, which can be learnt
-    from some for others."""
+    """A nested student of six and four of its teacher's eight experts, and the teacher's cache of
+    sequences over few tokens, which can be learnt from some for others."""
     rng, directory = np.random.default_rng(1), tmp_path_factory.mktemp("nested")
-    teacher = tiny_model("mixtral", **EIGHT)
+    teacher, student, cache = tiny_model("mixtral", **EIGHT), directory / "s", directory / "c"
     made = [
         TokenSequence(rng.integers(3, 9, 16).astype(np.int32), "ab"[i % 2], i % 8 > 5)
         for i in range(96)
     ]
     write_sequences(directory / FILE_NAME, made)
-    (directory / "cache").mkdir()
-    capture(teacher, directory, 512, directory / "cache", Silent())
-    return teacher, directory / "cache"
+    student.mkdir(), cache.mkdir()
+    capture(teacher, directory, 512, cache, Silent())
+    with Checkpoint(teacher) as checkpoint:
+        order = {0: [2, 4, 3, 6, 5, 0], 1: [6, 2, 7, 4, 5, 1]}
+        write_pruned(checkpoint, order, student, Silent(), {NESTED: [6, 4]})
+    return student, cache
 
 
 def heal_nested(nested, out, scratch=None, **options):
-    teacher, cache = nested
+    student, cache = nested
     out.mkdir()
     values = {"steps": 40, "batch_tokens": 192, "learning_rate": 2e-3, "trainable": ("all",)}
     section = DistillSection(**{**values, **options})
-    return train(teacher, cache, section, out, Silent(), scratch, nested=(6, 4))
+    return train(student, cache, section, out, Silent(), scratch)
 
 
 def test_the_prefixes_of_a_nested_student_recover_together(nested, tmp_path):

@@ -118,6 +118,7 @@ def test_two_workers_and_an_interrupted_pass_give_the_bytes_of_one(
     import edgekit.distill.collect as module
 
     monkeypatch.setattr(module, "MAX_CHUNKS", 4)
+    monkeypatch.setattr(module, "CHUNK_TOKENS", 1)
     made = text()
     collect(tiny_mixtral, made, tmp_path / "one", Silent()).save(tmp_path / "one.safetensors")
     first = collect(tiny_mixtral, made, tmp_path / "two", Silent(), Share(1, 2))

@@ -1,0 +1,192 @@
+"""Let every dense feed-forward learn what the mixture in its place says, before all learn together.
+
+Layer by layer and teacher forced: a feed-forward reads what the mixture reads, and is to say what
+the mixture says (:mod:`edgekit.distill.dense_layer`). A layer of each model is in memory, beside
+the hidden states of the text; the student is written as its layers become ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from edgekit.architecture import Architecture, TensorSpec
+from edgekit.atomic import write_json
+from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
+from edgekit.distill.dense_layer import (
+    DenseModule,
+    Lesson,
+    WarmUpOptions,
+    relative_error,
+    solve_down,
+    train_layer,
+)
+from edgekit.distill.dense_moments import shared_expert
+from edgekit.distill.dense_pass import text_batches
+from edgekit.distill.layerwise import Layerwise
+from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.errors import BadInputError
+from edgekit.progress import Progress, Task
+from edgekit.sequences import TokenSequence
+
+REPORT = "warm-up.json"
+UNSEEN = 5  # every fifth sequence is not learnt from
+
+
+class WarmUpReport(BaseModel):
+    """Squared error of each layer's output, relative to the squared output, on text that was not
+    learnt from: as it came, with down solved for, and trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    before: dict[int, float]
+    solved: dict[int, float]
+    after: dict[int, float]
+    tokens: int
+    seed: int
+
+
+def warm_up(
+    teacher: Path,
+    student: Path,
+    sequences: Sequence[TokenSequence],
+    options: WarmUpOptions,
+    out: Path,
+    progress: Progress,
+) -> WarmUpReport:
+    """Write ``student``, which was made of ``teacher``, into the existing, empty ``out``, with its
+    feed-forwards trained layer by layer on the text that is not held out.
+
+    Raises:
+        BadInputError: the two do not belong together, or there is too little text.
+    """
+    text = [s for s in sequences if not s.held_out]
+    if len(text) < UNSEEN:
+        raise BadInputError(
+            f"{len(text)} sequences are too few to learn from, as every {UNSEEN}th is kept to "
+            "measure; raise [data] tokens"
+        )
+    with open_model(teacher, load=False) as opened, Checkpoint(student) as checkpoint:
+        _require_pair(opened.architecture, checkpoint.architecture, teacher, student)
+        with progress.task("warm up the feed-forwards", len(opened.layers)) as task:
+            walk = _Walk(opened, checkpoint, text, options, task)
+            write_checkpoint(out, checkpoint.config, walk.tensor, checkpoint.dtype)
+    copy_tokenizer(student, out)
+    report = WarmUpReport(
+        before=walk.before,
+        solved=walk.solved,
+        after=walk.after,
+        tokens=sum(len(s.tokens) for s in text),
+        seed=options.seed,
+    )
+    write_json(out / REPORT, report.model_dump(mode="json"))
+    return report
+
+
+class _Walk:
+    """Gives the tensors of the student in the order of its file, which is that of its layers; each
+    layer is trained when the file has come to it."""
+
+    def __init__(
+        self,
+        opened: OpenModel,
+        checkpoint: Checkpoint,
+        text: Sequence[TokenSequence],
+        options: WarmUpOptions,
+        task: Task,
+    ) -> None:
+        self.before: dict[int, float] = {}
+        self.solved: dict[int, float] = {}
+        self.after: dict[int, float] = {}
+        self._opened, self._checkpoint = opened, checkpoint
+        self._options, self._task = options, task
+        self._layerwise = Layerwise(opened)
+        parts = (
+            [s for n, s in enumerate(text) if (n + 1) % UNSEEN],
+            list(text[UNSEEN - 1 :: UNSEEN]),
+        )
+        self._states = [
+            [self._layerwise.embed(ids) for ids in text_batches(part, opened.device)]
+            for part in parts
+        ]
+        self._next = 0
+        self._trained: dict[str, Tensor] = {}
+
+    def tensor(self, spec: TensorSpec) -> NDArray[np.float32]:
+        """One tensor of the student."""
+        while self._next <= spec.layer:
+            self._advance(self._next)
+            self._next += 1
+            self._task.advance()
+        trained = self._trained.get(spec.name)
+        return self._checkpoint.float32(spec.name) if trained is None else trained.numpy()
+
+    def _advance(self, number: int) -> None:
+        """Run the teacher's layer over the text and train the student's."""
+        self._opened.load_layer(number)
+        lessons = []
+        for part, states in enumerate(self._states):
+            with _watched(self._opened, number) as seen:
+                self._states[part] = [self._layerwise.run(number, x) for x in states]
+            lessons.append(seen)
+        self._trained = {}
+        if number in self._opened.mixtures:
+            learnt, unseen = (self._lesson(number, seen) for seen in lessons)
+            self._trained = self._train(number, learnt, unseen)
+        self._opened.drop_layer(number)
+
+    def _lesson(self, number: int, seen: list[tuple[Tensor, Tensor]]) -> Lesson:
+        """All tokens of what was seen, with the shared expert in what is to be said."""
+        x = torch.cat([x for x, _ in seen]).float().cpu()
+        y = torch.cat([y for _, y in seen]).float().cpu()
+        shared = shared_expert(self._opened, number)
+        if shared:
+            y = y + shared.gates(x) * shared.output(x)
+        return Lesson(x, y)
+
+    def _train(self, number: int, learnt: Lesson, unseen: Lesson) -> dict[str, Tensor]:
+        part = self._checkpoint.architecture.layers[number].dense
+        assert part is not None
+        module = DenseModule(self._checkpoint, part)
+        self.before[number] = relative_error(module, unseen)
+        solve_down(module, learnt, unseen)
+        self.solved[number] = relative_error(module, unseen)
+        train_layer(module, learnt, unseen, self._options)
+        self.after[number] = relative_error(module, unseen)
+        return {name: module.weights[place] for name, place in module.names.items()}
+
+
+@contextmanager
+def _watched(opened: OpenModel, number: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What the mixture of a layer reads and says, [T, H] each; nothing for a dense layer."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    block = opened.mixtures.get(number)
+    if block is None:
+        yield seen
+        return
+
+    def hook(_: object, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((arguments[0].flatten(0, -2).clone(), output.flatten(0, -2).clone()))
+
+    handle = block.register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _require_pair(sparse: Architecture, dense: Architecture, teacher: Path, student: Path) -> None:
+    if sparse.moe is None:
+        raise BadInputError(f"{teacher}: a dense model has no mixtures to learn from")
+    same = len(sparse.layers) == len(dense.layers) and sparse.hidden_size == dense.hidden_size
+    if dense.moe is not None or not same or sparse.vocab_size != dense.vocab_size:
+        raise BadInputError(
+            f"{student}: was not made of {teacher}; make it with edgekit.distill.densify"
+        )
