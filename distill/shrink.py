@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, read_json
 from edgekit.distill.automatic import AutomaticReport, Candidate, choose_by_measurement
-from edgekit.distill.collect import checkpoint_digest, collect, collect_masked
+from edgekit.distill.collect import PassOptions, checkpoint_digest, collect, collect_masked
 from edgekit.distill.criteria import CRITERIA, scores
 from edgekit.distill.divergence import held_out_sequences, remember
 from edgekit.distill.keep import Choice, Kept, choose, enough_text
@@ -136,11 +136,16 @@ def shrink(
 
 
 def measure_experts(
-    model: Path, sequences: Path, out: Path, progress: Progress, scratch: Path
+    model: Path,
+    sequences: Path,
+    out: Path,
+    progress: Progress,
+    scratch: Path,
+    options: PassOptions | None = None,
 ) -> Statistics:
     """Write the statistics of ``model`` on a text into ``out`` for :func:`shrink`."""
     text = read_sequences(sequences / FILE_NAME)
-    found = collect(model, text, scratch, progress)
+    found = collect(model, text, scratch, progress, options=options)
     require_whole(found, str(scratch))
     found.save(out / STATISTICS)
     return found

@@ -1,35 +1,32 @@
-"""``edgekit shrink`` and ``edgekit shrink stats``."""
+"""``edgekit shrink``; its parts are in :mod:`edgekit.cli.shrink_parts`."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from edgekit.atomic import atomic_directory
+from edgekit.checkpoint import read_config
 from edgekit.cli.common import Force, Json, Model, Out, console, count, print_json, table
+from edgekit.cli.shrink_parts import PARTS, Data, HeldOut, Length, Tokens, sampling
+from edgekit.family_table import FAMILIES
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, ShrinkSection, checked
 from edgekit.sources import resolve_model
 
-Data = Annotated[list[str] | None, typer.Option("--data", help=".txt, .jsonl, .parquet.")]
-Tokens = Annotated[int, typer.Option(help="Calibration tokens.")]
-HeldOut = Annotated[int, typer.Option(help="Tokens to measure on, for auto and --nested.")]
-Length = Annotated[int, typer.Option(help="Tokens per sequence.")]
-
 shrink_app = typer.Typer(add_completion=False)
-stats_app = typer.Typer(add_completion=False)
 
 
 def app(args: Sequence[str], prog_name: str, standalone_mode: bool) -> Any:
-    """``stats`` is a verb of its own; anything else is a model."""
-    if args and args[0] == "stats":
-        return stats_app(args[1:], prog_name=f"{prog_name} stats", standalone_mode=standalone_mode)
-    return shrink_app(args, prog_name=prog_name, standalone_mode=standalone_mode)
+    """The name of a part is a verb of its own; anything else is a model."""
+    name = args[0] if args else ""
+    if name in PARTS:
+        args, prog_name = args[1:], f"{prog_name} {name}"
+    return PARTS.get(name, shrink_app)(args, prog_name=prog_name, standalone_mode=standalone_mode)
 
 
 @shrink_app.command()
@@ -63,25 +60,32 @@ def shrink(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """One step alone: fewer experts (`edgekit shrink stats MODEL` only measures them)."""
+    """One step alone: fewer experts.
+
+    Verbs of its own: `shrink stats MODEL` measures experts only, `shrink dense`, `shrink slice` and
+    `shrink merge` make dense, narrower or shallower, and merged models.
+    """
     shares = parse_shares(nested)
     section = checked(
         ShrinkSection, keep=max(shares, default=keep), criterion=criterion, nested=shares,
         previous=previous, margin=margin, seed=seed,
     )  # fmt: skip
     measures = criterion == "auto" or nested  # on held-out text; nothing else reads it
-    sampling = _sampling(data, tokens, held_out_tokens if measures else 0, sequence_length, seed)
+    text = sampling(data, tokens, held_out_tokens if measures else 0, sequence_length, seed)
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.shrink import shrink as shrink_model
     from edgekit.estimate import require_model
 
+    if (Path(model) / "config.json").is_file() and _is_unlisted(read_config(Path(model))):
+        _shrink_unlisted(Path(model), text, section, out, json)
+        return
     progress = default_progress()
     teacher = resolve_model(model, progress)
     require_model(teacher, force)
     with atomic_directory(out) as directory, tempfile.TemporaryDirectory() as scratch:
         samples = statistics or Path(scratch)
         if statistics is None:
-            make_sequences(teacher, sampling, samples, progress)
+            make_sequences(teacher, text, samples, progress)
         report = shrink_model(
             teacher, samples, section, directory, progress, Path(scratch), statistics
         )
@@ -117,62 +121,40 @@ def shrink(
     )
 
 
-@stats_app.command()
-def stats(
-    model: Model,
-    out: Out,
-    data: Data = None,
-    tokens: Tokens = 8192,
-    held_out_tokens: HeldOut = 2048,
-    sequence_length: Length = 256,
-    seed: int = 0,
-    force: Force = False,
-    json: Json = False,
-) -> None:
-    """Measure every expert once; interrupted, the same command continues."""
-    sampling = _sampling(data, tokens, held_out_tokens, sequence_length, seed)
-    from edgekit.digests import json_digest
-    from edgekit.distill.calibration import make_sequences
-    from edgekit.distill.keep import super_experts
-    from edgekit.distill.shrink import measure_experts
-    from edgekit.distill.skew import skew
-    from edgekit.estimate import require_model
+def _is_unlisted(config: Mapping[str, Any]) -> bool:
+    return not config.get("edgekit_family") and config.get("model_type") not in FAMILIES
 
-    progress = default_progress()
-    teacher = resolve_model(model, progress)
-    require_model(teacher, force)
-    out = out.absolute()
-    key = json_digest([str(teacher.resolve()), sampling.model_dump(mode="json")])[:12]
-    scratch = out.with_name(f".{out.name}.state-{key}")
+
+def _shrink_unlisted(
+    teacher: Path, sampling: DataSection, section: ShrinkSection, out: Path, json: bool
+) -> None:
+    """A family without a row: by its structure, on the user's own text."""
+    from edgekit.distill.documents import read_documents
+    from edgekit.distill.structural import shrink_structurally
+    from edgekit.errors import BadInputError
+    from edgekit.text import ChatTokenizer
+
+    name = read_config(teacher).get("model_type")
+    if not sampling.files or section.criterion == "auto" or section.nested:
+        raise BadInputError(
+            f"{teacher}: {name} is no family of the table (edgekit inspect --families); it can be "
+            "pruned by its structure, with --data and any criterion but auto, and not nested"
+        )
+    text = read_documents(ChatTokenizer(teacher), sampling)
     with atomic_directory(out) as directory:
-        scratch.mkdir(parents=True, exist_ok=True)
-        make_sequences(teacher, sampling, directory, progress, scratch)
-        found = measure_experts(teacher, directory, directory, progress, scratch)
-    shutil.rmtree(scratch, ignore_errors=True)
-    uneven, protected = skew(found), super_experts(found)
+        report = shrink_structurally(
+            teacher, text, section.keep, directory, default_progress(), section.criterion,
+            section.seed,
+        )  # fmt: skip
     if json:
-        print_json(
-            {
-                "info": found.info,
-                "tokens": {d: int(found.seen[:, i].sum()) for i, d in enumerate(found.domains)},
-                "skew": uneven,
-                "super_experts": protected,
-                "unreached": found.unreached(),
-            }
-        )
+        print_json(report)
         return
-    rows = [
-        [str(layer), f"{share:.1%}", f"{g:.2f}", f"{e:.2f}",
-         " ".join(map(str, protected.get(layer, []))),
-         str(len(found.unreached().get(layer, [])))]
-        for layer, share, g, e in zip(
-            found.layers, uneven.top_share, uneven.gini, uneven.entropy, strict=True
-        )
-    ]  # fmt: skip
-    head = ["layer", "busiest quarter", "Gini", "entropy", "super-experts", "unreached"]
-    console().print(table("use of the experts", head, rows))
-    print(f"· {uneven.sentence}")
-    print(f"{int(found.seen.sum()):,} tokens measured: {out}")
+    for note in report.notes:
+        print(f"· {note}")
+    print(
+        f"{report.experts_before} to {report.experts_after} experts per layer of a {name}, found "
+        f"by their structure; run it with transformers: {out}"
+    )
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
@@ -189,12 +171,3 @@ def parse_shares(text: str) -> tuple[float, ...]:
         raise BadInputError(
             f"--nested: {text!r} are no shares; write them like 1.0,0.75,0.5"
         ) from None
-
-
-def _sampling(
-    data: Sequence[str] | None, tokens: int, held_out_tokens: int, sequence_length: int, seed: int
-) -> DataSection:
-    return checked(
-        DataSection, files=tuple(data or ()), tokens=tokens, held_out_tokens=held_out_tokens,
-        sequence_length=sequence_length, seed=seed,
-    )  # fmt: skip

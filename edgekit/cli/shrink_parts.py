@@ -1,0 +1,261 @@
+"""The other verbs of ``edgekit shrink``: ``stats``, ``dense``, ``slice`` and ``merge``."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+from edgekit.atomic import atomic_directory
+from edgekit.cli.common import Force, Json, Model, Out, console, count, print_json, table
+from edgekit.progress import Progress, default_progress
+from edgekit.recipe import DataSection, checked
+from edgekit.sources import resolve_model
+
+if TYPE_CHECKING:
+    from edgekit.sequences import TokenSequence
+
+Data = Annotated[list[str] | None, typer.Option("--data", help=".txt, .jsonl, .parquet.")]
+Tokens = Annotated[int, typer.Option(help="Calibration tokens.")]
+HeldOut = Annotated[int, typer.Option(help="Tokens to measure on.")]
+Length = Annotated[int, typer.Option(help="Tokens per sequence.")]
+
+stats_app = typer.Typer(add_completion=False)
+dense_app = typer.Typer(add_completion=False)
+slice_app = typer.Typer(add_completion=False)
+merge_app = typer.Typer(add_completion=False)
+PARTS: dict[str, Any] = {
+    "stats": stats_app, "dense": dense_app, "slice": slice_app, "merge": merge_app
+}  # fmt: skip
+
+
+def sampling(
+    data: list[str] | None, tokens: int, held_out_tokens: int, sequence_length: int, seed: int
+) -> DataSection:
+    """The text that the options ask for."""
+    return checked(
+        DataSection, files=tuple(data or ()), tokens=tokens, held_out_tokens=held_out_tokens,
+        sequence_length=sequence_length, seed=seed,
+    )  # fmt: skip
+
+
+@contextmanager
+def _text(
+    teacher: Path, section: DataSection, progress: Progress
+) -> Iterator[tuple[list[TokenSequence], Path]]:
+    """Sequences for one command, and a directory that lives as long."""
+    from edgekit.distill.calibration import make_sequences
+    from edgekit.sequences import FILE_NAME, read_sequences
+
+    with tempfile.TemporaryDirectory() as scratch:
+        make_sequences(teacher, section, Path(scratch), progress)
+        yield read_sequences(Path(scratch) / FILE_NAME), Path(scratch)
+
+
+@stats_app.command()
+def stats(
+    model: Model,
+    out: Out,
+    data: Data = None,
+    tokens: Tokens = 8192,
+    held_out_tokens: HeldOut = 2048,
+    sequence_length: Length = 256,
+    streamed: Annotated[
+        bool, typer.Option(help="A layer in memory at a time; chosen by itself if it must be.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Of torch.")] = "cpu",
+    seed: int = 0,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Measure every expert once; interrupted, the same command continues."""
+    section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
+    from edgekit.digests import json_digest
+    from edgekit.distill.calibration import make_sequences
+    from edgekit.distill.collect import PassOptions
+    from edgekit.distill.keep import super_experts
+    from edgekit.distill.shrink import measure_experts
+    from edgekit.distill.skew import skew
+
+    progress = default_progress()
+    teacher = resolve_model(model, progress)
+    out = out.absolute()
+    key = json_digest([str(teacher.resolve()), section.model_dump(mode="json")])[:12]
+    scratch = out.with_name(f".{out.name}.state-{key}")
+    options = PassOptions(device=device, mode="streamed" if streamed else "auto", force=force)
+    with atomic_directory(out) as directory:
+        scratch.mkdir(parents=True, exist_ok=True)
+        make_sequences(teacher, section, directory, progress, scratch)
+        found = measure_experts(teacher, directory, directory, progress, scratch, options)
+    shutil.rmtree(scratch, ignore_errors=True)
+    uneven, protected, unreached = skew(found), super_experts(found), found.unreached()
+    seen = {domain: int(found.seen[:, i].sum()) for i, domain in enumerate(found.domains)}
+    if json:
+        values = {"info": found.info, "tokens": seen, "skew": uneven}
+        print_json(values | {"super_experts": protected, "unreached": unreached})
+        return
+    figures = zip(found.layers, uneven.top_share, uneven.gini, uneven.entropy, strict=True)
+    rows = [
+        [str(layer), f"{share:.1%}", f"{gini:.2f}", f"{entropy:.2f}",
+         " ".join(map(str, protected.get(layer, []))), str(len(unreached.get(layer, [])))]
+        for layer, share, gini, entropy in figures
+    ]  # fmt: skip
+    head = ["layer", "busiest quarter", "Gini", "entropy", "super-experts", "unreached"]
+    console().print(table("use of the experts", head, rows))
+    print(f"· {uneven.sentence}")
+    print(f"{sum(seen.values()):,} tokens measured: {out}")
+
+
+@dense_app.command()
+def dense(
+    model: Model,
+    out: Out,
+    choice: Annotated[
+        str, typer.Option(help="do_acp, acp, cp, frequency, random: whole experts; or neurons.")
+    ] = "do_acp",
+    experts: Annotated[int, typer.Option(help="Per layer; 0: as many as a token uses.")] = 0,
+    neurons: Annotated[int, typer.Option(help="Per layer, with --choice neurons.")] = 0,
+    scaling: Annotated[str, typer.Option(help="uniform, marginal, fitted or auto.")] = "auto",
+    family: Annotated[str, typer.Option(help="The dense family, where there are several.")] = "",
+    warm_up: Annotated[
+        int, typer.Option(help="Steps in which every layer learns what its mixture said.")
+    ] = 0,
+    multiple_of: Annotated[int, typer.Option(help="Of the feed-forward's width.")] = 128,
+    data: Data = None,
+    tokens: Tokens = 8192,
+    held_out_tokens: HeldOut = 2048,
+    sequence_length: Length = 256,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """A dense model of the best experts or neurons, which an NPU runs too."""
+    section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
+    from edgekit.distill.dense_layer import WarmUpOptions
+    from edgekit.distill.dense_warm_up import warm_up as warm_up_student
+    from edgekit.distill.densify import DenseOptions, densify
+
+    options = DenseOptions(
+        choice, experts, neurons, scaling, family, multiple_of, tokens, seed
+    )  # fmt: skip
+    progress = default_progress()
+    teacher = resolve_model(model, progress)
+    with (
+        atomic_directory(out) as directory,
+        _text(teacher, section, progress) as (text, scratch),
+    ):
+        student = scratch / "student" if warm_up else directory
+        student.mkdir(exist_ok=True)
+        report = densify(teacher, text, options, student, progress)
+        if warm_up:
+            steps = WarmUpOptions(steps=warm_up, seed=seed)
+            warm_up_student(teacher, student, text, steps, directory, progress)
+            shutil.copyfile(student / "densify.json", directory / "densify.json")
+    if json:
+        print_json(report)
+        return
+    rows = [[kind, d.all.text(4)] for kind, d in report.divergence.items()]
+    console().print(table("nats per token before any training", ["constants", "KL"], rows))
+    for note in report.notes:
+        print(f"· {note}")
+    print(
+        f"{report.source_family} to {report.family} of width {report.width}, "
+        f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters, "
+        f"constants {report.scaling}: {out}"
+    )
+
+
+@slice_app.command(name="slice")
+def slice_model(
+    model: Model,
+    out: Out,
+    feed_forward: Annotated[float, typer.Option(help="Share of the neurons that stays.")] = 1.0,
+    hidden: Annotated[float, typer.Option(help="Share of the hidden channels that stays.")] = 1.0,
+    layers: Annotated[int, typer.Option(help="Layers to leave out, as one block.")] = 0,
+    multiple_of: Annotated[int, typer.Option(help="Of every width.")] = 128,
+    data: Data = None,
+    tokens: Tokens = 8192,
+    held_out_tokens: HeldOut = 2048,
+    sequence_length: Length = 256,
+    seed: int = 0,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """A narrower or shallower model, dense or sparse."""
+    section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
+    from edgekit.distill.slice_depth import DepthOptions, slice_depth
+    from edgekit.distill.slice_width import WidthOptions, slice_width
+    from edgekit.errors import BadInputError
+    from edgekit.estimate import require_model
+
+    narrower = (feed_forward, hidden) != (1.0, 1.0)
+    if not narrower and not layers:
+        raise BadInputError("nothing to slice; give --feed-forward, --hidden or --layers")
+    progress = default_progress()
+    teacher = resolve_model(model, progress)
+    require_model(teacher, force)
+    reports: dict[str, Any] = {}
+    with (
+        atomic_directory(out) as directory,
+        _text(teacher, section, progress) as (text, scratch),
+    ):
+        source = teacher
+        if layers:
+            shallow = scratch / "shallow" if narrower else directory
+            shallow.mkdir(exist_ok=True)
+            reports["depth"] = slice_depth(source, text, DepthOptions(layers), shallow, progress)
+            source = shallow
+        if narrower:
+            width = WidthOptions(feed_forward, hidden, multiple_of)
+            reports["width"] = slice_width(source, text, width, directory, progress)
+    if json:
+        print_json(reports)
+        return
+    for report in reports.values():
+        print(
+            f"KL to what it was sliced from {report.divergence.all.text(4)} nats per token, "
+            f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters"
+        )
+    print(f"heal it with edgekit distill train: {out}")
+
+
+@merge_app.command()
+def merge(
+    model: Model,
+    out: Out,
+    keep: Annotated[float, typer.Option(help="Experts after, as a share.")] = 0.5,
+    method: Annotated[str, typer.Option(help="ream, hc_smoe or m_smoe.")] = "ream",
+    data: Data = None,
+    tokens: Tokens = 8192,
+    sequence_length: Length = 256,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Fewer experts by averaging similar ones (try leaving experts out first)."""
+    section = sampling(data, tokens, 0, sequence_length, seed)
+    from edgekit.distill.merge import merge as merge_experts
+    from edgekit.distill.merge_groups import Method
+    from edgekit.distill.merge_pass import MergeOptions
+    from edgekit.errors import BadInputError
+
+    if method not in get_args(Method):
+        raise BadInputError(f"--method {method}: choose one of {', '.join(get_args(Method))}")
+    progress = default_progress()
+    teacher = resolve_model(model, progress)
+    with (
+        atomic_directory(out) as directory,
+        _text(teacher, section, progress) as (text, scratch),
+    ):
+        options = MergeOptions(method=cast(Method, method), keep=keep, seed=seed)
+        report = merge_experts(teacher, text, options, directory, scratch, progress)
+    if json:
+        print_json(report)
+        return
+    print(
+        f"{report.experts_before} to {report.experts_after} experts per layer by {report.method}, "
+        f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters: {out}"
+    )

@@ -1,0 +1,99 @@
+"""What a person types to make a model smaller."""
+
+import json
+
+import pytest
+
+from edgekit.checkpoint import Checkpoint, read_config
+from edgekit.cli.main import main
+
+EIGHT = {"num_local_experts": 8, "num_experts": 8}
+TEXT = ["--tokens", "256", "--held-out-tokens", "192", "--sequence-length", "32"]
+
+
+@pytest.fixture
+def run(capsys):
+    def command(*arguments, code=0):
+        found = main(["shrink", *map(str, arguments)])
+        output = capsys.readouterr()
+        assert found == code, output.err
+        return output.out if code == 0 else output.err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_model, tmp_path_factory):
+    """A teacher of eight experts and its statistics."""
+    teacher, out = tiny_model("mixtral", **EIGHT), tmp_path_factory.mktemp("stats") / "out"
+    assert main(["shrink", "stats", str(teacher), "--out", str(out), *TEXT]) == 0
+    assert [p.name for p in out.parent.iterdir()] == ["out"]  # no scratch is left
+    return teacher, out
+
+
+def test_statistics_serve_every_criterion_and_keep_count(measured, run, tmp_path):
+    teacher, statistics = measured
+    for criterion, keep in (("reap", 0.5), ("man", 0.75)):
+        out = tmp_path / criterion
+        shown = run(teacher, "--statistics", statistics, "--criterion", criterion, "--keep", keep,
+                    "--out", out, "--json")  # fmt: skip
+        assert json.loads(shown)["experts_after"] == 8 * keep
+        assert read_config(out)["num_local_experts"] == 8 * keep
+    streamed = tmp_path / "streamed"
+    run("stats", teacher, "--streamed", "--out", streamed, *TEXT)
+    same = tmp_path / "same"
+    run(teacher, "--statistics", streamed, "--keep", 0.5, "--out", same)
+    one, two = (p / "model.safetensors" for p in (tmp_path / "reap", same))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_the_table_of_auto_and_of_nested_sizes_fits_the_screen(measured, run, tmp_path):
+    teacher, statistics = measured
+    shown = run(teacher, "--statistics", statistics, "--criterion", "auto", "--keep", "0.5",
+                "--out", tmp_path / "a")  # fmt: skip
+    assert "random-0" in shown and "control" in shown
+    nested = run(teacher, "--statistics", statistics, "--nested", "1.0,0.75,0.5", "--out",
+                 tmp_path / "n")  # fmt: skip
+    assert "KL as a prefix" in nested and read_config(tmp_path / "n")["edgekit_nested"] == [8, 6, 4]
+    assert max(map(len, (shown + nested).splitlines())) <= 100 or "·" in shown
+
+
+def test_an_earlier_choice_is_followed(measured, run, tmp_path):
+    teacher, statistics = measured
+    run(teacher, "--statistics", statistics, "--criterion", "random", "--out", tmp_path / "old")
+    shown = run(teacher, "--statistics", statistics, "--previous", tmp_path / "old", "--margin",
+                "10", "--out", tmp_path / "new", "--json")  # fmt: skip
+    earlier = json.loads((tmp_path / "old" / "experts.json").read_text())["kept"]
+    assert json.loads(shown)["kept"] == earlier
+
+
+def test_a_sparse_model_becomes_dense_warmed_up_and_narrower(measured, run, tmp_path):
+    teacher, _ = measured
+    shown = run(
+        "dense", teacher, "--out", tmp_path / "d", "--multiple-of", 32, "--warm-up", 5, *TEXT
+    )
+    assert "mixtral to llama of width" in shown and "marginal" in shown
+    run("slice", tmp_path / "d", "--feed-forward", 0.5, "--layers", 1, "--multiple-of", 32,
+        "--out", tmp_path / "s", *TEXT)  # fmt: skip
+    with Checkpoint(tmp_path / "d") as dense, Checkpoint(tmp_path / "s") as sliced:
+        assert dense.architecture.moe is None
+        assert sliced.architecture.num_hidden_layers == dense.architecture.num_hidden_layers - 1
+        assert sliced.architecture.intermediate_size * 2 == dense.architecture.intermediate_size
+
+
+def test_what_makes_no_sense_is_said_before_any_work(measured, run, tiny_model, tmp_path):
+    teacher, _ = measured
+    assert "give --feed-forward" in run("slice", teacher, "--out", tmp_path / "o", code=2)
+    assert "are no shares" in run(teacher, "--nested", "half", "--out", tmp_path / "o", code=2)
+    error = run("merge", teacher, "--method", "best", "--out", tmp_path / "o", code=2)
+    assert "choose one of ream, hc_smoe, m_smoe" in error
+    error = run(teacher, "--criterion", "best", "--out", tmp_path / "o", code=2)
+    assert "--criterion" in error and "'gated_ean'" in error
+
+
+def test_an_unlisted_family_is_told_what_it_can_have(tiny_mixtral, run, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "minimax"}')
+    error = run(model, "--keep", "0.5", "--out", tmp_path / "out", code=2)
+    assert "minimax is no family of the table" in error and "--data" in error
