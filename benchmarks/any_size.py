@@ -105,17 +105,19 @@ class Report:
         return {**asdict(self), "steps": rows}
 
 
-def checkpoint_config(gigabytes: float) -> dict[str, Any]:
-    """A config whose bfloat16 weights take at least ``gigabytes``."""
-    one = describe({**CONFIG, "num_hidden_layers": 1}).parameters()
-    two = describe({**CONFIG, "num_hidden_layers": 2}).parameters()
+def checkpoint_config(gigabytes: float, shape: dict[str, Any]) -> dict[str, Any]:
+    """A config of layers of ``shape`` whose bfloat16 weights take at least ``gigabytes``."""
+    one = describe({**shape, "num_hidden_layers": 1}).parameters()
+    two = describe({**shape, "num_hidden_layers": 2}).parameters()
     layers = math.ceil((gigabytes * 1e9 / 2 - one) / (two - one)) + 1
-    return {**CONFIG, "num_hidden_layers": max(1, layers)}
+    return {**shape, "num_hidden_layers": max(1, layers)}
 
 
-def write_random_checkpoint(directory: Path, gigabytes: float) -> None:
+def write_random_checkpoint(
+    directory: Path, gigabytes: float, shape: dict[str, Any] = CONFIG
+) -> None:
     """Write shards, index, config and a tokenizer of bytes into ``directory``."""
-    config = checkpoint_config(gigabytes)
+    config = checkpoint_config(gigabytes, shape)
     shards = list(_shards(list(describe(config).tensors())))
     values = np.random.default_rng(0).standard_normal(POOL, np.float32) * np.float32(0.02)
     pool = float32_to_bfloat16(values)
@@ -230,12 +232,15 @@ def disk_use(root: Path) -> int:
 
 
 def measure(name: str, arguments: list[str], source: Path, root: Path) -> Step:
-    """Run ``edgekit NAME SOURCE …`` over a cold page cache; outputs and scratch lie in ``root``."""
+    """Run ``edgekit NAME SOURCE …`` over a cold page cache; outputs and scratch lie in ``root``.
+
+    A name may be several words.
+    """
     forget(source)
     before = disk_use(root)
     scratch = root / "tmp"
     scratch.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "edgekit", name, str(source), *arguments]
+    command = [sys.executable, "-m", "edgekit", *name.split(), str(source), *arguments]
     start = time.perf_counter()
     process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(scratch)})
     watch = _Watch(process.pid, root)

@@ -63,6 +63,7 @@ class OpenModel:
         self._stored = _stored_by_layer(checkpoint, self.parts)
         self.model.eval()
         self.model.requires_grad_(False)
+        self.after_loading: Callable[[], None] = lambda: None  # changes what a layer was loaded as
 
     def load(self) -> None:
         """Load every weight."""
@@ -83,6 +84,7 @@ class OpenModel:
                 read_mixture(self.checkpoint, index, self.mixtures[index], self.device)
         if FAMILIES[self.architecture.model_type].ignored:
             _fill_unused(self.layers[number], self.device)
+        self.after_loading()
 
     def drop_layer(self, number: int) -> None:
         """Free the weights of a layer."""

@@ -22,6 +22,7 @@ from edgekit.describe import describe
 from edgekit.distill.keep import Kept
 from edgekit.distill.masked import masked
 from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.resident import resident
 from edgekit.errors import BadInputError, EdgekitError
 from edgekit.progress import Progress
 
@@ -134,45 +135,55 @@ def masked_logits(opened: OpenModel, kept: Kept, tokens: Sequence[int]) -> torch
     Weights that were stored quantized are rounded, in the opened model, as they will be written.
     """
     if opened.checkpoint.source.method != "none":
-        _round_as_written(opened)
+        round_as_written(opened)
     ids = torch.tensor(list(tokens)[:PROOF_TOKENS])[None]
     with masked(opened, kept):
         logits: torch.Tensor = opened.model(input_ids=ids, use_cache=False).logits[0]
     return logits.float()
 
 
-def _round_as_written(opened: OpenModel) -> None:
-    """Matrices to the precision of the written checkpoint; routers and what is stored in float32
-    are left alone."""
+def round_as_written(opened: OpenModel) -> None:
+    """Round what is loaded of a model that was stored quantized, as it will be written: matrices,
+    but not routers or what is stored in float32."""
     stored = opened.checkpoint.dtypes
     dtype = {"F32": torch.float32, "F16": torch.float16}.get(
         opened.checkpoint.dtype, torch.bfloat16
     )
     for name, parameter in opened.model.named_parameters():
+        if parameter.is_meta:
+            continue
         if parameter.ndim > 1 and stored.get(name) != "F32" and not name.endswith(".router"):
             parameter.copy_(parameter.to(dtype))
 
 
 @torch.inference_mode()
 def check_pruned(
-    out: Path, parameters: int, kept: Kept, tokens: Sequence[int], expected: torch.Tensor
+    out: Path,
+    parameters: int,
+    kept: Kept,
+    tokens: Sequence[int],
+    expected: torch.Tensor,
+    chosen: str = "the original with the same experts masked",
 ) -> None:
-    """Open what was written and compare it with ``expected`` (:func:`masked_logits`).
+    """Open what was written and compare it with ``expected``, which ``chosen`` said
+    (:func:`masked_logits`). It is in memory a layer at a time if it has to be.
 
     Raises:
         EdgekitError: it is not what was chosen; a defect of edgekit, and nothing is kept.
     """
-    with open_model(out) as opened:
+    with open_model(out, load=False) as opened:
         found_experts = {n: block.mixture.num_experts for n, block in opened.mixtures.items()}
         if found_experts != {layer: len(experts) for layer, experts in kept.items()}:
             raise EdgekitError(f"{out}: the config does not state the experts that were kept")
         if opened.architecture.parameters() != parameters:
             raise EdgekitError(f"{out}: the number of parameters is not the planned one")
         ids = torch.tensor(list(tokens)[:PROOF_TOKENS])[None]
-        found = opened.model(input_ids=ids, use_cache=False).logits[0].float()
+        opened.load_rest()
+        with resident(opened):
+            found = opened.model(input_ids=ids, use_cache=False).logits[0].float()
     error = float((found - expected).abs().max() / expected.abs().max())
     if not error <= TOLERANCE:
         raise EdgekitError(
-            f"{out}: the written model differs from the original with the same experts masked by "
-            f"{error:.1e} of the largest logit; please report this family"
+            f"{out}: the written model differs from {chosen} by {error:.1e} of the largest logit; "
+            "please report this family"
         )

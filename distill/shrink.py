@@ -32,9 +32,11 @@ from edgekit.distill.nested import (
 )
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.prune import check_pruned, masked_logits, write_pruned
+from edgekit.distill.resident import resident
 from edgekit.distill.skew import skew
 from edgekit.distill.statistics import Statistics, require_same, require_whole
 from edgekit.errors import BadInputError
+from edgekit.nested import NESTED
 from edgekit.progress import Progress
 from edgekit.recipe import ShrinkSection
 from edgekit.rules import experts_to_keep
@@ -85,8 +87,9 @@ def shrink(
 ) -> ShrinkReport:
     """Write ``model`` with a part of its experts into the existing, empty directory ``out``.
 
-    ``scratch`` keeps what an interrupted pass has measured; ``statistics`` is a file of an earlier
-    pass over the same checkpoint.
+    A model that does not fit in memory is read a layer at a time, whenever it runs. ``scratch``
+    keeps what an interrupted pass has measured; ``statistics`` is a file of an earlier pass over
+    the same checkpoint.
 
     Raises:
         BadInputError: the model is dense, or too few experts would stay for its router.
@@ -98,17 +101,19 @@ def shrink(
     mixture = architecture.moe
     assert mixture is not None
     previous = read_keep_map(Path(params.previous)) if params.previous else None
-    measured = _statistics(model, text, scratch or out / "scratch", statistics, progress)
-    with open_model(model) as opened:
-        choice, automatic = _choose(opened, measured, keep, params, previous, text, progress)
-        nested = None
-        if params.nested:
-            sizes = nested_sizes(architecture, params.nested, str(model))
-            choice, nested = _nest(opened, measured, choice, sizes, params, text, progress)
-        proof = next(s.tokens.tolist() for s in text)
-        expected = masked_logits(opened, choice.kept, proof)
-        sizes_key = {"edgekit_nested": [p.experts for p in nested.prefixes]} if nested else {}
-        smaller = write_pruned(opened.checkpoint, choice.kept, out, progress, sizes_key)
+    measured = _statistics(model, text, scratch, statistics, progress)
+    nested = None
+    with open_model(model, load=False) as opened:
+        opened.load_rest()
+        with resident(opened):
+            choice, automatic = _choose(opened, measured, keep, params, previous, text, progress)
+            if params.nested:
+                sizes = nested_sizes(architecture, params.nested, str(model))
+                choice, nested = _nest(opened, measured, choice, sizes, params, text, progress)
+            proof = text[0].tokens.tolist()
+            expected = masked_logits(opened, choice.kept, proof)
+        more = {NESTED: [p.experts for p in nested.prefixes]} if nested else {}
+        smaller = write_pruned(opened.checkpoint, choice.kept, out, progress, more)
     check_pruned(out, smaller.parameters(), choice.kept, proof, expected)
     after = _usage(out, text, scratch, progress)
     report = ShrinkReport(

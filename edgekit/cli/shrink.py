@@ -81,7 +81,8 @@ def shrink(
         return
     progress = default_progress()
     teacher = resolve_model(model, progress)
-    require_model(teacher, force)
+    if not data and statistics is None:  # the teacher will write the text
+        require_model(teacher, force)
     with atomic_directory(out) as directory, tempfile.TemporaryDirectory() as scratch:
         samples = statistics or Path(scratch)
         if statistics is None:
