@@ -6,6 +6,7 @@ trained with it. Both keep what was there unless text that was not learnt from i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from edgekit.distill.mixture import gated
 COSINE = 0.05  # weight of the direction beside the squared error
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the mean square of a neuron
 CHECKS = 4  # times that a layer is measured while it is trained
+ROWS = 2048  # tokens whose neurons are in memory at once; they are many times wider than x
 Place = tuple[str, str]  # projection, "weight" or "bias"
 
 
@@ -38,6 +40,11 @@ class Lesson:
 
     x: Tensor
     y: Tensor
+
+    def parts(self) -> Iterator[Lesson]:
+        """All of its tokens, some at a time."""
+        for rows in range(0, len(self.x), ROWS):
+            yield Lesson(self.x[rows : rows + ROWS], self.y[rows : rows + ROWS])
 
 
 class DenseModule:
@@ -72,8 +79,12 @@ class DenseModule:
 
 @torch.no_grad()
 def relative_error(module: DenseModule, lesson: Lesson) -> float:
-    """Squared error of the output, relative to the squared output."""
-    return float((module(lesson.x) - lesson.y).square().sum() / lesson.y.square().sum())
+    """Squared error of the output, relative to the squared output (if that is not zero)."""
+    error = power = 0.0
+    for part in lesson.parts():
+        error += float((module(part.x) - part.y).double().square().sum())
+        power += float(part.y.double().square().sum())
+    return error / (power or 1.0)
 
 
 @torch.no_grad()
@@ -84,9 +95,7 @@ def solve_down(module: DenseModule, learnt: Lesson, unseen: Lesson) -> None:
     ``(N^T N + ridge I)^-1 N^T R``.
     """
     place = ("down", "weight")
-    neurons = module.hidden(learnt.x).double()
-    missing = (learnt.y - module(learnt.x)).double()
-    gram, right = neurons.T @ neurons, neurons.T @ missing
+    gram, right = _normal_equations(module, learnt)
     size = float(gram.diagonal().mean())
     before = best = module.weights[place]
     least = relative_error(module, unseen)
@@ -100,6 +109,18 @@ def solve_down(module: DenseModule, learnt: Lesson, unseen: Lesson) -> None:
     module.weights[place] = best
 
 
+def _normal_equations(module: DenseModule, learnt: Lesson) -> tuple[Tensor, Tensor]:
+    """``N^T N`` [I, I] and ``N^T R`` [I, H]."""
+    hidden_size, wide = module.weights["down", "weight"].shape
+    gram = torch.zeros(wide, wide, dtype=torch.float64)
+    right = torch.zeros(wide, hidden_size, dtype=torch.float64)
+    for part in learnt.parts():
+        neurons = module.hidden(part.x).double()
+        gram += neurons.T @ neurons
+        right += neurons.T @ (part.y - module(part.x)).double()
+    return gram, right
+
+
 def train_layer(
     module: DenseModule, learnt: Lesson, unseen: Lesson, options: WarmUpOptions
 ) -> None:
@@ -111,7 +132,7 @@ def train_layer(
     optimizer = torch.optim.Adam(module.weights.values(), options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, options.steps))
     generator = torch.Generator().manual_seed(options.seed)
-    mean_square = learnt.y.square().mean()
+    mean_square = float(learnt.y.square().mean()) or 1.0
     for step in range(options.steps):
         rows = torch.randint(len(learnt.x), (options.batch_tokens,), generator=generator)
         found, wanted = module(learnt.x[rows]), learnt.y[rows]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from edgekit.architecture import Architecture, TensorSpec
+from edgekit.architecture import TensorSpec
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
 from edgekit.distill.dense_layer import (
@@ -38,6 +38,8 @@ from edgekit.sequences import TokenSequence
 
 REPORT = "warm-up.json"
 UNSEEN = 5  # every fifth sequence is not learnt from
+PROBE_ROWS = 64  # of the embedding, which a student has from its teacher
+PROBE_TOLERANCE = 0.02  # of the largest value: it may be rounded otherwise
 
 
 class WarmUpReport(BaseModel):
@@ -65,7 +67,8 @@ def warm_up(
     feed-forwards trained layer by layer on the text that is not held out.
 
     Raises:
-        BadInputError: the two do not belong together, or there is too little text.
+        BadInputError: the two do not belong together, there is too little text, or the teacher's
+            outputs are not finite.
     """
     text = [s for s in sequences if not s.held_out]
     if len(text) < UNSEEN:
@@ -74,7 +77,7 @@ def warm_up(
             "measure; raise [data] tokens"
         )
     with open_model(teacher, load=False) as opened, Checkpoint(student) as checkpoint:
-        _require_pair(opened.architecture, checkpoint.architecture, teacher, student)
+        _require_pair(opened.checkpoint, checkpoint)
         with progress.task("warm up the feed-forwards", len(opened.layers)) as task:
             walk = _Walk(opened, checkpoint, text, options, task)
             write_checkpoint(out, checkpoint.config, walk.tensor, checkpoint.dtype)
@@ -108,9 +111,10 @@ class _Walk:
         self._opened, self._checkpoint = opened, checkpoint
         self._options, self._task = options, task
         self._layerwise = Layerwise(opened)
+        by_domain = sorted(text, key=lambda s: s.domain)  # so that every domain is measured
         parts = (
-            [s for n, s in enumerate(text) if (n + 1) % UNSEEN],
-            list(text[UNSEEN - 1 :: UNSEEN]),
+            [s for n, s in enumerate(by_domain) if (n + 1) % UNSEEN],
+            by_domain[UNSEEN - 1 :: UNSEEN],
         )
         self._states = [
             [self._layerwise.embed(ids) for ids in text_batches(part, opened.device)]
@@ -149,6 +153,11 @@ class _Walk:
         shared = shared_expert(self._opened, number)
         if shared:
             y = y + shared.gates(x) * shared.output(x)
+        if not y.isfinite().all():
+            raise BadInputError(
+                f"{self._opened.path}: layer {number} gives values that are not finite; the "
+                "weights are damaged, download them again"
+            )
         return Lesson(x, y)
 
     def _train(self, number: int, learnt: Lesson, unseen: Lesson) -> dict[str, Tensor]:
@@ -182,11 +191,20 @@ def _watched(opened: OpenModel, number: int) -> Iterator[list[tuple[Tensor, Tens
         handle.remove()
 
 
-def _require_pair(sparse: Architecture, dense: Architecture, teacher: Path, student: Path) -> None:
+def _require_pair(teacher: Checkpoint, student: Checkpoint) -> None:
+    sparse, dense = teacher.architecture, student.architecture
     if sparse.moe is None:
-        raise BadInputError(f"{teacher}: a dense model has no mixtures to learn from")
+        raise BadInputError(f"{teacher.path}: a dense model has no mixtures to learn from")
     same = len(sparse.layers) == len(dense.layers) and sparse.hidden_size == dense.hidden_size
     if dense.moe is not None or not same or sparse.vocab_size != dense.vocab_size:
-        raise BadInputError(
-            f"{student}: was not made of {teacher}; make it with edgekit.distill.densify"
-        )
+        raise _not_a_pair(teacher, student)
+    rows = slice(0, min(PROBE_ROWS, sparse.vocab_size))
+    one, other = (c.float32(c.architecture.embedding + ".weight", rows) for c in (teacher, student))
+    if not np.allclose(one, other, rtol=0, atol=PROBE_TOLERANCE * np.abs(one).max()):
+        raise _not_a_pair(teacher, student)
+
+
+def _not_a_pair(teacher: Checkpoint, student: Checkpoint) -> BadInputError:
+    return BadInputError(
+        f"{student.path}: was not made of {teacher.path}; make it with `edgekit shrink dense`"
+    )
