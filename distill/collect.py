@@ -111,7 +111,7 @@ def collect(
     if not all(files[n].is_file() for n in mine):
         dtype = getattr(torch, options.dtype)
         with open_model(model, dtype=dtype, device=options.device, load=False) as opened:
-            _require_fit(opened, text.sequences)
+            require_fit(opened, text.sequences)
             mode, expected = _plan(opened, text, options, scratch)
             here = scratch / f"streamed-{key}-{share.rank}-of-{share.workers}"
             missing = [n for n in mine if not files[n].is_file()]
@@ -265,7 +265,12 @@ def _block_cosines(sums: Tensor, classes: TokenClasses) -> Callable[[int], Calla
     return of_layer
 
 
-def _require_fit(opened: OpenModel, text: Sequence[TokenSequence]) -> None:
+def require_fit(opened: OpenModel, text: Sequence[TokenSequence]) -> None:
+    """Refuse a dense model, and sequences that are longer than the context.
+
+    Raises:
+        BadInputError: says which it is.
+    """
     architecture = opened.architecture
     if not opened.mixtures:
         raise BadInputError(

@@ -13,26 +13,40 @@ better at choosing among answers; measure both.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from edgekit.atomic import disk_errors
 from edgekit.describe import describe
-from edgekit.distill.collect import _require_fit as require_fit
-from edgekit.distill.collect import checkpoint_digest
+from edgekit.distill.chunks import Text
+from edgekit.distill.collect import (
+    calibration_text,
+    checkpoint_digest,
+    chunk_bounds,
+    require_fit,
+)
 from edgekit.distill.keep import require_count
-from edgekit.distill.layer_states import LayerStates
-from edgekit.distill.merge_pass import MergeOptions, plan_merges
+from edgekit.distill.merge_groups import METHODS
+from edgekit.distill.merge_pass import MergeOptions, TextStates, plan_merges
 from edgekit.distill.merge_tensors import centres, merged_tensors
-from edgekit.distill.open_model import open_model
-from edgekit.distill.prune import PROOF_TOKENS, check_pruned, pruned_config, write_smaller
+from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.pass_memory import pass_needs
+from edgekit.distill.prune import (
+    PROOF_TOKENS,
+    check_pruned,
+    pruned_config,
+    round_as_written,
+    write_smaller,
+)
 from edgekit.distill.statistics import Statistics, require_same, require_whole
 from edgekit.errors import BadInputError
+from edgekit.memory import require_disk
 from edgekit.progress import Progress
 from edgekit.rules import experts_to_keep
 from edgekit.sequences import TokenSequence, sequences_digest
-
-STATES = "states.bin"
 
 
 @dataclass(frozen=True)
@@ -63,38 +77,47 @@ def merge(
 ) -> MergeReport:
     """Write ``model`` with fewer, merged experts into the existing, empty directory ``out``.
 
-    One layer of the model is in memory at a time; ``scratch`` holds the hidden states of the text.
-    With ``statistics`` of the model all layers are grouped by them, and no more text is run than
-    the alignment needs.
+    One layer of the model is in memory at a time; the hidden states of the text are in ``scratch``
+    until the end. With ``statistics`` of the model on this text all layers are grouped by them, and
+    no more text is run than the alignment needs.
 
     Raises:
         BadInputError: the model is dense, too few experts would be left for its router, there is
-            no text, or the statistics are of another model.
+            no text, the statistics are of another model or text, or an option is out of range.
+        OutOfResourcesError: the disk is too small for the states, or full.
     """
-    text = [s for s in sequences if not s.held_out]
-    if not text:
-        raise BadInputError("no calibration text; raise [data] tokens")
+    _require_method(options)
+    text = calibration_text(sequences)
+    calibration = sequences_digest(text.sequences)
     if statistics:
         require_whole(statistics, "statistics")
-        digests = checkpoint_digest(model), sequences_digest(text)
-        require_same(statistics.info, *digests, "statistics")
-    run = _enough(text, options.sample_tokens) if statistics else text
-    with open_model(model, load=False) as opened:
+        require_same(statistics.info, checkpoint_digest(model), calibration, "statistics")
+        text = _enough(text, options.sample_tokens)
+    with open_model(model, device=options.device, load=False) as opened:
         keep = experts_to_keep(opened.architecture, options.keep, str(model))
         before = opened.architecture.moe
         assert before is not None
         require_count(before, keep)
-        require_fit(opened, run)
-        places = dict.fromkeys(opened.mixtures, list(range(keep)))  # how many; which is not known
-        smaller = describe(pruned_config(opened.checkpoint.config, opened.architecture, places))
-        opened.load_rest()
-        with LayerStates(opened, run, scratch / STATES) as states:
+        require_fit(opened, text.sequences)
+        _require_protected(opened, options)
+        require_disk(scratch, pass_needs(opened, text).states_disk, f"{model}: merging experts")
+        count = {layer: list(range(keep)) for layer in opened.mixtures}  # which is not known yet
+        smaller = describe(pruned_config(opened.checkpoint.config, opened.architecture, count))
+        with disk_errors(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=scratch) as directory:
+            if opened.checkpoint.source.method != "none":
+                opened.after_loading = partial(round_as_written, opened)
+            states = TextStates(opened, text, Path(directory))
             plan = plan_merges(opened, smaller, states, options, progress, statistics)
+            opened.load_rest()
+            opened.after_loading()
             expected = states.logits()[:PROOF_TOKENS]
         tensor = merged_tensors(opened.checkpoint, plan)
         write_smaller(opened.checkpoint, centres(plan), tensor, out, progress)
         parameters = opened.architecture.parameters()
-    check_pruned(out, smaller.parameters(), centres(plan), run[0].tokens.tolist(), expected)
+    proof = text.sequences[0].tokens.tolist()
+    check_pruned(out, smaller.parameters(), centres(plan), proof, expected, "what was merged")
     return MergeReport(
         method=options.method,
         sequential=statistics is None,
@@ -104,12 +127,32 @@ def merge(
         parameters_after=smaller.parameters(),
         groups={n: [list(e.group.members) for e in experts] for n, experts in plan.items()},
         weights={n: [list(e.group.weights) for e in experts] for n, experts in plan.items()},
-        calibration=sequences_digest(text),
+        calibration=calibration,
         seed=options.seed,
     )
 
 
-def _enough(text: Sequence[TokenSequence], tokens: int) -> list[TokenSequence]:
-    """Sequences from all over the text that have at least ``tokens`` together, if it has."""
-    total = sum(len(s.tokens) for s in text)
-    return list(text[:: max(1, total // max(tokens, 1))])
+def _require_method(options: MergeOptions) -> None:
+    if options.method not in METHODS:
+        raise BadInputError(f"no way to merge named {options.method!r}; use {', '.join(METHODS)}")
+    if options.sample_tokens < 1:
+        raise BadInputError(
+            f"{options.sample_tokens} sampled tokens cannot align neurons; sample at least 1"
+        )
+
+
+def _require_protected(opened: OpenModel, options: MergeOptions) -> None:
+    for layer, experts in options.protected.items():
+        block = opened.mixtures.get(layer)
+        if block is None or not all(0 <= e < block.mixture.num_experts for e in experts):
+            raise BadInputError(
+                f"{opened.path}: not all protected experts {sorted(experts)} of layer {layer} "
+                "exist; name sparse layers and their experts"
+            )
+
+
+def _enough(text: Text, tokens: int) -> Text:
+    """Sequences from all over the text that have about ``tokens`` together."""
+    total = sum(len(s.tokens) for s in text.sequences)
+    some = text.sequences[:: max(1, total // tokens)]
+    return Text.of(some, chunk_bounds(some))

@@ -31,7 +31,7 @@ def merged_tensors(
 ) -> Callable[[TensorSpec], NDArray[np.float32]]:
     """Gives the tensors of the smaller model; those of layers that ``plan`` has."""
     pruned = pruned_tensors(checkpoint, centres(plan))
-    precision = PRECISIONS[checkpoint.dtype]
+    stored = checkpoint.dtypes
 
     def tensor(spec: TensorSpec) -> NDArray[np.float32]:
         if spec.expert < 0:
@@ -42,9 +42,9 @@ def merged_tensors(
             return checkpoint.float32(module + "." + spec.name.rpartition(".")[2])
 
         values = merged_tensor(spec, plan[spec.layer][spec.expert], member)
-        rounded: NDArray[np.float32] = (
-            torch.from_numpy(np.array(values)).to(precision).float().numpy()
-        )
-        return rounded
+        precision = PRECISIONS[stored.get(spec.source.tensor, checkpoint.dtype)]
+        rounded = torch.from_numpy(np.array(values)).to(precision)
+        result: NDArray[np.float32] = rounded.float().numpy()
+        return result
 
     return tensor
