@@ -100,7 +100,7 @@ def _page(
         "<p>Save as <code>recipe.toml</code> and run "
         "<code>edgekit build recipe.toml --out RUN</code>.</p>",
         f"<pre>{html.escape(recipe.to_toml())}</pre>",
-        _table(["tool", "version"], next(iter(records.values()))["versions"].items()),
+        html_table(["tool", "version"], next(iter(records.values()))["versions"].items()),
     ]  # fmt: skip
     body = "\n".join(s for s in sections if s)
     return (
@@ -122,20 +122,26 @@ def _experts(shrink: Mapping[str, Any]) -> list[str]:
     if len(shrink["usage_by_domain"]) > 1:
         sections += ["<h3>Use by domain</h3>", usage_by_domain(shrink["usage_by_domain"])]
     if shrink["automatic"]:
-        rows = []
-        for candidate in shrink["automatic"]["candidates"]:
-            domains = candidate["divergence"]["domains"]
-            worst = max(domains, key=lambda name: domains[name]["value"])
-            note = "control" if candidate["control"] else candidate["same_as"]
-            rows.append(
-                (candidate["name"], f"{domains[worst]['value']:.4f}", worst,
-                 f"{candidate['divergence']['all']['value']:.4f}", note)
-            )  # fmt: skip
-        head = ["criterion", "KL, worst domain", "which", "KL, all text", "same as"]
-        sections += ["<h3>Every criterion, measured</h3>", _table(head, rows)]
+        table = candidates_table(shrink["automatic"]["candidates"])
+        sections += ["<h3>Every criterion, measured</h3>", table]
     if shrink["nested"]:
         sections += ["<h3>Nested students</h3>", nested_cost(shrink["nested"]["prefixes"])]
     return sections
+
+
+def candidates_table(candidates: Sequence[Mapping[str, Any]]) -> str:
+    """What each keep-set that was tried costs."""
+    rows = []
+    for candidate in candidates:
+        domains = candidate["divergence"]["domains"]
+        worst = max(domains, key=lambda name: domains[name]["value"])
+        note = "control" if candidate["control"] else candidate["same_as"]
+        rows.append(
+            (candidate["name"], f"{domains[worst]['value']:.4f}", worst,
+             f"{candidate['divergence']['all']['value']:.4f}", note)
+        )  # fmt: skip
+    head = ["criterion", "KL, worst domain", "which", "KL, all text", "same as"]
+    return html_table(head, rows)
 
 
 def _method(evaluation: EvaluationReport) -> str:
@@ -170,7 +176,7 @@ def _results(evaluation: EvaluationReport) -> str:
             )
     head = ["target", "KL, nats/token", "top-1 agreement", "perplexity", "teacher", "tokens/s",
             "TTFT ms", "memory MB"]  # fmt: skip
-    return _table(head, rows)
+    return html_table(head, rows)
 
 
 def _gates(gates: Sequence[GateResult]) -> str:
@@ -180,7 +186,7 @@ def _gates(gates: Sequence[GateResult]) -> str:
     for gate in gates:
         state = "passed" if gate.passed else "overridden" if gate.overridden else "FAILED"
         rows.append((gate.name, f"{gate.measured:.4g}", f"{gate.limit:.4g}", state))
-    return _table(["gate", "measured", "limit", ""], rows)
+    return html_table(["gate", "measured", "limit", ""], rows)
 
 
 def _steps(records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -188,10 +194,12 @@ def _steps(records: Mapping[str, Mapping[str, Any]]) -> str:
         (name, f"{r['seconds']:.1f}", f"{r['peak_memory_bytes'] / 1e9:.2f}", r["digest"][:12])
         for name, r in records.items()
     ]
-    return _table(["step", "seconds", "peak memory GB", "digest"], rows)
+    return html_table(["step", "seconds", "peak memory GB", "digest"], rows)
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table whose cells are text, not markup."""
+
     def cells(values: Iterable[str], tag: str) -> str:
         return "".join(f"<{tag}{_mark(v)}>{html.escape(str(v))}</{tag}>" for v in values)
 

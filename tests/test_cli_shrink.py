@@ -58,6 +58,25 @@ def test_the_table_of_auto_and_of_nested_sizes_fits_the_screen(measured, run, tm
     assert max(map(len, (shown + nested).splitlines())) <= 100 or "·" in shown
 
 
+def test_every_size_is_compared_on_one_page(measured, run, tmp_path):
+    teacher, statistics = measured
+    shown = run("compare", teacher, "--statistics", statistics, "--keeps", "0.75,0.5", "--out",
+                tmp_path / "c")  # fmt: skip
+    values = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert [size["experts"] for size in values["sizes"]] == [6, 4]
+    assert values["recommendation"] in shown
+    page = (tmp_path / "c" / "comparison.html").read_text()
+    assert page.count("<svg") == 3 and "gated_ean" in page and "random-2" in page
+    worst = [
+        min(c["divergence"]["all"]["value"] for c in size["table"]["candidates"])
+        for size in values["sizes"]
+    ]
+    assert 0 < worst[0] < worst[1]  # fewer experts cost more
+    error = run("compare", teacher, "--statistics", statistics, "--keeps", "1.0", "--out",
+                tmp_path / "x", code=2)  # fmt: skip
+    assert "give shares below 1" in error
+
+
 def test_an_earlier_choice_is_followed(measured, run, tmp_path):
     teacher, statistics = measured
     run(teacher, "--statistics", statistics, "--criterion", "random", "--out", tmp_path / "old")

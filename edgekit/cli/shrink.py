@@ -12,7 +12,7 @@ import typer
 from edgekit.atomic import atomic_directory
 from edgekit.checkpoint import read_config
 from edgekit.cli.common import Force, Json, Model, Out, console, count, print_json, table
-from edgekit.cli.shrink_parts import PARTS, Data, HeldOut, Length, Tokens, sampling
+from edgekit.cli.shrink_parts import PARTS, Data, HeldOut, Length, Tokens, parse_shares, sampling
 from edgekit.family_table import FAMILIES
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, ShrinkSection, checked
@@ -62,10 +62,11 @@ def shrink(
 ) -> None:
     """One step alone: fewer experts.
 
-    Verbs of its own: `shrink stats MODEL` measures experts only, `shrink dense`, `shrink slice` and
-    `shrink merge` make dense, narrower or shallower, and merged models.
+    Verbs of its own: `shrink stats MODEL` measures experts only, `shrink compare` shows what every
+    size costs, `shrink dense`, `shrink slice` and `shrink merge` make dense, narrower or shallower,
+    and merged models.
     """
-    shares = parse_shares(nested)
+    shares = parse_shares("--nested", nested)
     section = checked(
         ShrinkSection, keep=max(shares, default=keep), criterion=criterion, nested=shares,
         previous=previous, margin=margin, seed=seed,
@@ -156,19 +157,3 @@ def _shrink_unlisted(
         f"{report.experts_before} to {report.experts_after} experts per layer of a {name}, found "
         f"by their structure; run it with transformers: {out}"
     )
-
-
-def parse_shares(text: str) -> tuple[float, ...]:
-    """Shares of "1.0,0.75,0.5"; none of "".
-
-    Raises:
-        BadInputError: they are no numbers.
-    """
-    from edgekit.errors import BadInputError
-
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise BadInputError(
-            f"--nested: {text!r} are no shares; write them like 1.0,0.75,0.5"
-        ) from None

@@ -1,4 +1,4 @@
-"""The other verbs of ``edgekit shrink``: ``stats``, ``dense``, ``slice`` and ``merge``."""
+"""The other verbs of ``edgekit shrink``: stats, compare, dense, slice and merge."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ HeldOut = Annotated[int, typer.Option(help="Tokens to measure on.")]
 Length = Annotated[int, typer.Option(help="Tokens per sequence.")]
 
 stats_app = typer.Typer(add_completion=False)
+compare_app = typer.Typer(add_completion=False)
 dense_app = typer.Typer(add_completion=False)
 slice_app = typer.Typer(add_completion=False)
 merge_app = typer.Typer(add_completion=False)
 PARTS: dict[str, Any] = {
-    "stats": stats_app, "dense": dense_app, "slice": slice_app, "merge": merge_app
+    "stats": stats_app, "compare": compare_app, "dense": dense_app, "slice": slice_app,
+    "merge": merge_app,
 }  # fmt: skip
 
 
@@ -42,6 +44,22 @@ def sampling(
         DataSection, files=tuple(data or ()), tokens=tokens, held_out_tokens=held_out_tokens,
         sequence_length=sequence_length, seed=seed,
     )  # fmt: skip
+
+
+def parse_shares(option: str, text: str) -> tuple[float, ...]:
+    """Shares of "1.0,0.75,0.5"; none of "".
+
+    Raises:
+        BadInputError: they are no numbers.
+    """
+    from edgekit.errors import BadInputError
+
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise BadInputError(
+            f"{option}: {text!r} are no shares; write them like 1.0,0.75,0.5"
+        ) from None
 
 
 @contextmanager
@@ -109,6 +127,42 @@ def stats(
     console().print(table("use of the experts", head, rows))
     print(f"· {uneven.sentence}")
     print(f"{sum(seen.values()):,} tokens measured: {out}")
+
+
+@compare_app.command()
+def compare(
+    model: Model,
+    statistics: Annotated[Path, typer.Option(help="Directory of `shrink stats`.")],
+    out: Out,
+    keeps: Annotated[str, typer.Option(help="Shares of the experts to try.")] = "0.75,0.5",
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """What every criterion costs at every size: a page with pictures and a recommendation."""
+    from edgekit.distill.comparison import compare_sizes, points
+    from edgekit.shrink_report import write_comparison
+
+    shares = parse_shares("--keeps", keeps)
+    progress = default_progress()
+    teacher = resolve_model(model, progress)
+    with atomic_directory(out) as directory:
+        found = compare_sizes(teacher, statistics, shares, progress, seed)
+        page = write_comparison(directory, found.model_dump(mode="json"), points(found))
+    if json:
+        print_json(found)
+        return
+    rows = []
+    for size in found.sizes:
+        best = next(c for c in size.table.candidates if c.name == size.table.chosen)
+        rows.append(
+            [str(size.experts), f"{size.share:.0%}", best.name, f"{best.divergence.worst:.4f}",
+             best.divergence.worst_domain, best.divergence.all.text(4)]
+        )  # fmt: skip
+    head = ["experts", "parameters", "best by", "KL, worst domain", "which", "KL, all text"]
+    console().print(table("nats per token on held-out text", head, rows))
+    print(f"· {found.skew}")
+    print(f"recommended: {found.recommendation}")
+    print(out / page.name)
 
 
 @dense_app.command()
