@@ -140,7 +140,8 @@ class MixtureBlock(nn.Module):
             x = x * self.router_scale * x.shape[-1] ** -0.5
         logits = functional.linear(x, self.router, self.router_bias)
         if self.allowed is not None:
-            barred = functional.pad(~self.allowed, (0, m.num_identities), value=False)
+            allowed = self.allowed.to(logits.device)
+            barred = functional.pad(~allowed, (0, m.num_identities), value=False)
             logits = logits.masked_fill(barred, -torch.inf)
         index, weight = choose_experts(logits, m, self.correction)
         if self.expert_scale is not None:

@@ -294,6 +294,28 @@ def test_shrink_reports_what_it_kept_and_why(tiny_mixtral, sequences, tmp_path, 
         assert sum(c.control for c in report.automatic.candidates) == 3
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        ShrinkSection(keep=0.75, criterion="auto"),
+        ShrinkSection(keep=1.0, nested=(1.0, 0.5)),
+    ],
+    ids=["auto", "nested"],
+)
+def test_a_model_larger_than_memory_becomes_the_same_student(
+    tiny_mixtral, sequences, tmp_path, monkeypatch, section
+):
+    """Every time it runs, its layers are read one after another."""
+    outs = [tmp_path / "whole", tmp_path / "layer"]
+    for out in outs:
+        out.mkdir()
+        if out.name == "layer":
+            monkeypatch.setattr("edgekit.distill.resident.available_memory", lambda: 0)
+        shrink(tiny_mixtral, sequences, section, out, Silent(), tmp_path / "scratch")
+    for name in ("model.safetensors", "config.json", KEEP_MAP):
+        assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
+
+
 def test_shrinking_a_dense_model_or_below_top_k_is_refused(
     tiny_llama, tiny_mixtral, sequences, tmp_path
 ):
