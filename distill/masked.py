@@ -39,7 +39,7 @@ def set_mask(mixtures: Mapping[int, MixtureBlock], mask: Mask | None) -> None:
             )
         allowed = torch.zeros(block.mixture.num_experts, dtype=torch.bool)
         allowed[list(mask[layer])] = True
-        block.allowed = allowed.to(block.router.device)
+        block.allowed = allowed
 
 
 @contextmanager
