@@ -24,6 +24,7 @@ from edgekit.distill.masked import masked
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.resident import resident
 from edgekit.errors import BadInputError, EdgekitError
+from edgekit.nested import NESTED
 from edgekit.progress import Progress
 
 SHARD_BYTES = 5_000_000_000
@@ -111,6 +112,7 @@ def pruned_config(
         )
     (count,) = counts
     result = copy.deepcopy(dict(config))
+    result.pop(NESTED, None)  # sizes of the original
     places = [
         (_object(result, key), key.rpartition(".")[2]) for key in architecture.expert_count_keys
     ]

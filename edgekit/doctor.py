@@ -13,11 +13,13 @@ from edgekit.errors import MissingRuntimeError
 from edgekit.manifest import MANIFEST, require_kind
 from edgekit.memory import available_memory
 from edgekit.pack import VARIANTS, verify_pack
+from edgekit.pack_sizes import fitting_sizes
 from edgekit.parity import compiled_targets
 from edgekit.progress import Progress
 from edgekit.runtimes.devices import list_devices
-from edgekit.self_check import SelfCheck, check_variant
+from edgekit.self_check import FILE_NAME, SelfCheck, check_variant
 from edgekit.sources import cache_directory
+from edgekit.variant_files import size_directories
 
 BASE = ("openvino", "openvino-genai", "tokenizers", "numpy", "pydantic")
 EXTRAS = {
@@ -54,6 +56,8 @@ def diagnose() -> list[Check]:
 def check_pack(pack: Path, progress: Progress) -> list[SelfCheck]:
     """Run every graph of a pack, or of a variant, that this machine can, against its reference.
 
+    Of a pack with nested sizes these are the graphs of the sizes that fit into memory.
+
     Raises:
         BadInputError: neither, damaged, or built without a reference.
         MissingRuntimeError: this machine has none of its targets.
@@ -62,14 +66,19 @@ def check_pack(pack: Path, progress: Progress) -> list[SelfCheck]:
     if (pack / MANIFEST).is_file():
         manifest = verify_pack(pack, progress)
         require_kind(manifest, pack, "chat")
+        free = available_memory()
         variants = {
-            pack / VARIANTS / v.id: [t.target for t in v.targets] for v in manifest.variants
+            size.inside(pack / VARIANTS / v.id): [t.target for t in v.targets]
+            for v in manifest.variants
+            for size in fitting_sizes(manifest, v, free)
         }
     else:
-        variants = {pack: compiled_targets(pack)}
+        variants = dict.fromkeys(size_directories(pack), compiled_targets(pack))
+    # a size that was too large to compare where it was built has no reference
+    checkable = [v for v in variants if (v / FILE_NAME).is_file()] or list(variants)
     results: list[SelfCheck] = []
-    for variant, targets in variants.items():
-        results += check_variant(variant, [t for t in targets if t in here])
+    for variant in checkable:
+        results += check_variant(variant, [t for t in variants[variant] if t in here])
     if not results:
         raise MissingRuntimeError(
             f"{pack}: none of its targets is on this machine; see `edgekit devices`"

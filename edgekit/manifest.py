@@ -162,8 +162,8 @@ class Variant(Part):
         if sizes != sorted(set(sizes), reverse=True):
             raise ValueError("nested sizes do not fall")
         for size in self.nested:
-            if not {t.target for t in size.targets} <= known:
-                raise ValueError(f"{size.num_experts} nested experts have a target of their own")
+            if {t.target for t in size.targets} != known:
+                raise ValueError(f"{size.num_experts} nested experts have other targets")
             if f"{size_folder(size.num_experts)}/config.json" not in files:
                 raise ValueError(f"the files of {size.num_experts} nested experts are not listed")
         return self

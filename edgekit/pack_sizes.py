@@ -38,9 +38,7 @@ def choose_size(
         BadInputError: no size of ``variant`` has ``experts`` experts.
     """
     total = manifest.student.num_experts
-    sizes = {total: variant.memory_estimate_bytes} | {
-        n.num_experts: n.memory_estimate_bytes for n in variant.nested
-    }
+    sizes = _memory_by_size(manifest, variant)
     if experts:
         require_size(experts, list(sizes), source)
         chosen, why = experts, f"{_gb(sizes[experts])}, as asked; {_gb(free)} are free"
@@ -53,7 +51,25 @@ def choose_size(
             why = f"{_gb(sizes[chosen])}; all need {_gb(sizes[total])}, {_gb(free)} are free"
     named = f"all {total} experts" if chosen == total else f"the first {chosen} of {total} experts"
     reason = f"{named}: {why}" if variant.nested else ""
-    return Chosen(chosen, sizes[chosen], reason, "" if chosen == total else size_folder(chosen))
+    return Chosen(chosen, sizes[chosen], reason, _folder(chosen, total))
+
+
+def fitting_sizes(manifest: Manifest, variant: Variant, free: int) -> list[Chosen]:
+    """Every size that ``free`` bytes of memory hold, the largest first; the smallest if none."""
+    sizes, total = _memory_by_size(manifest, variant), manifest.student.num_experts
+    fitting = [n for n, needed in sizes.items() if needed <= free] or [min(sizes)]
+    return [Chosen(n, sizes[n], "", _folder(n, total)) for n in fitting]
+
+
+def _memory_by_size(manifest: Manifest, variant: Variant) -> dict[int, int]:
+    """Bytes that each number of experts needs, the largest first."""
+    return {manifest.student.num_experts: variant.memory_estimate_bytes} | {
+        n.num_experts: n.memory_estimate_bytes for n in variant.nested
+    }
+
+
+def _folder(experts: int, total: int) -> str:
+    return "" if experts == total else size_folder(experts)
 
 
 def require_size(experts: int, sizes: list[int], source: str) -> None:

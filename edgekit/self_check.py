@@ -13,6 +13,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit.atomic import write_json
+from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.errors import BadInputError
 from edgekit.evaluate import log_softmax
 from edgekit.parity import compiled_targets, open_session
@@ -42,11 +44,15 @@ class StoredReference(BaseModel):
 
 
 class SelfCheck(BaseModel):
-    """One target of a variant on this machine; ``failure`` is empty when it is right."""
+    """One target of a variant on this machine; ``failure`` is empty when it is right.
+
+    ``num_experts`` are those of each layer, 0 for a dense model.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     target: str
+    num_experts: int = 0
     top1_agreement: float
     deviation: float
     built_deviation: float
@@ -116,9 +122,10 @@ def _check(variant: Path, target: str, stored: StoredReference) -> SelfCheck:
             f"its log-probabilities are off by {deviation:.3f} nats, {built:.3f} where it was "
             f"built; update the driver of {TARGETS[target].device} or use another device"
         )
+    moe = describe(read_config(variant)).moe
     return SelfCheck(
-        target=target, top1_agreement=agreement, deviation=deviation, built_deviation=built,
-        failure=failure,
+        target=target, num_experts=moe.num_experts if moe else 0, top1_agreement=agreement,
+        deviation=deviation, built_deviation=built, failure=failure,
     )  # fmt: skip
 
 

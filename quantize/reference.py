@@ -19,7 +19,7 @@ from edgekit.atomic import write_json
 from edgekit.checkpoint import INDEX, WEIGHTS, copy_tokenizer, read_config, write_checkpoint
 from edgekit.describe import describe
 from edgekit.family_table import FAMILIES
-from edgekit.nested import rows_of
+from edgekit.nested import NESTED, rows_of
 from edgekit.progress import Progress
 from edgekit.scheme import dequantize, read_scheme
 from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
@@ -120,7 +120,7 @@ def weights_file(directory: Path) -> Path:
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
     """``config`` of the unquantized model, as transformers knows its family."""
-    dropped = ("quantization_config", "edgekit_scheme", "edgekit_family")
+    dropped = ("quantization_config", "edgekit_scheme", "edgekit_family", NESTED)
     plain = {k: v for k, v in config.items() if k not in dropped}
     if family := config.get("edgekit_family"):
         plain = {k: v for k, v in plain.items() if k != "auto_map"}

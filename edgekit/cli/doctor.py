@@ -11,6 +11,7 @@ from edgekit.cli.common import Json, console, print_json, table
 from edgekit.doctor import check_pack, diagnose
 from edgekit.errors import GateFailedError
 from edgekit.progress import default_progress
+from edgekit.self_check import SelfCheck
 
 app = typer.Typer(add_completion=False)
 
@@ -39,11 +40,12 @@ def command(
 
 def _check_pack(pack: Path, json: bool) -> None:
     results = check_pack(pack, default_progress())
+    sizes = {r.num_experts for r in results}
     if json:
         print_json(results)
     else:
         rows = [
-            (r.target, "wrong" if r.failure else "ok", f"{r.top1_agreement:.3f}",
+            (_name(r, sizes), "wrong" if r.failure else "ok", f"{r.top1_agreement:.3f}",
              f"{r.deviation:.3f}", f"{r.built_deviation:.3f}")
             for r in results
         ]  # fmt: skip
@@ -51,4 +53,9 @@ def _check_pack(pack: Path, json: bool) -> None:
         console().print(table(f"{pack} against its stored reference", head, rows))
     for result in results:
         if result.failure:
-            raise GateFailedError(f"{result.target}: {result.failure}")
+            raise GateFailedError(f"{_name(result, sizes)}: {result.failure}")
+
+
+def _name(result: SelfCheck, sizes: set[int]) -> str:
+    """The target, and the size where there are several."""
+    return f"{result.target}, {result.num_experts} experts" if len(sizes) > 1 else result.target

@@ -59,14 +59,18 @@ def command(
     if json:
         print_json(report)
         return
+    measured = [(r.target, r) for r in report.results]
+    measured += [
+        (f"{r.target}, {n.num_experts} experts", r) for n in report.nested for r in n.results
+    ]
     rows = [
-        (f"{r.target} {domain}", q.kl.text(3), q.top1_agreement.text(3),
+        (f"{name} {domain}", q.kl.text(3), q.top1_agreement.text(3),
          q.perplexity.text(2), f"{q.teacher_perplexity.value:.2f}")
-        for r in report.results for domain, q in r.quality.items()
+        for name, r in measured for domain, q in r.quality.items()
     ]  # fmt: skip
     console().print(table("", ["", "KL, nats/token", "top-1", "perplexity", "teacher"], rows))
     for name, reason in report.skipped.items():
         print(f"{name} was not measured: {reason}")
-    for result in report.results:
+    for name, result in measured:
         if result.speed:
-            print(f"{result.target}: {result.speed.tokens_per_second:.1f} tokens/s")
+            print(f"{name}: {result.speed.tokens_per_second:.1f} tokens/s")
