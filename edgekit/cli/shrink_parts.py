@@ -207,7 +207,7 @@ def dense(
         report = densify(teacher, text, options, student, progress)
         if warm_up:
             steps = WarmUpOptions(steps=warm_up, seed=seed)
-            warm_up_student(teacher, student, text, steps, directory, progress)
+            warmed = warm_up_student(teacher, student, text, steps, directory, progress)
             shutil.copyfile(student / "densify.json", directory / "densify.json")
     if json:
         print_json(report)
@@ -216,6 +216,8 @@ def dense(
     console().print(table("nats per token before any training", ["constants", "KL"], rows))
     for note in report.notes:
         print(f"· {note}")
+    if warm_up:
+        print(f"· {warmed.sentence}")
     print(
         f"{report.source_family} to {report.family} of width {report.width}, "
         f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters, "

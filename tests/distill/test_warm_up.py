@@ -183,6 +183,9 @@ def test_layers_say_more_of_what_the_mixtures_said(warmed):
     saved = json.loads((out / "warm-up.json").read_text())
     assert saved["after"] == {str(layer): error for layer, error in report.after.items()}
     assert saved["tokens"] == 45 * 64
+    before, after = (sorted(errors.values())[1] for errors in (report.before, report.after))
+    assert f"2,880 tokens: the feed-forwards' outputs are off by {after:.2f} of" in report.sentence
+    assert f"instead of {before:.2f} (the median layer" in report.sentence
 
 
 def test_the_student_is_nearer_to_the_teacher_on_held_out_text(warmed):
