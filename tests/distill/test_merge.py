@@ -284,9 +284,7 @@ def with_equal_experts(model, out, equal):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    ("family", "top_k"), [("mixtral", 1), ("mixtral", 2), ("qwen3_moe", 2), ("gpt_oss", 2)]
-)
+@pytest.mark.parametrize(("family", "top_k"), [("mixtral", 1), ("qwen3_moe", 2), ("gpt_oss", 2)])
 def test_a_planted_duplicate_expert_merges_without_loss(
     tiny_model, tmp_path, family, top_k, method
 ):
@@ -309,10 +307,8 @@ def test_a_planted_duplicate_expert_merges_without_loss(
     for groups in report.groups.values():
         (joined,) = [group for group in groups if len(group) > 1]
         assert set(joined) <= set(equal)
-    for sequence in sequences[:3]:
-        expected = logits(source, sequence.tokens)
-        assert len({e % 2 for e in sequence.tokens.tolist()}) == 2
-        torch.testing.assert_close(logits(out, sequence.tokens), expected, atol=1e-4, rtol=1e-4)
+    tokens = np.concatenate([sequence.tokens for sequence in sequences])
+    torch.testing.assert_close(logits(out, tokens), logits(source, tokens), atol=1e-4, rtol=1e-4)
 
 
 def test_what_was_written_wrongly_is_found_out(tiny_mixtral, tmp_path, monkeypatch):
