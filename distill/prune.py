@@ -7,7 +7,6 @@ opened again and must say what the original says with the same experts masked.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from edgekit.distill.masked import masked
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.resident import resident
 from edgekit.errors import BadInputError, EdgekitError
-from edgekit.nested import NESTED
+from edgekit.nested import prefix_config
 from edgekit.progress import Progress
 
 SHARD_BYTES = 5_000_000_000
@@ -94,8 +93,6 @@ def pruned_config(
 ) -> dict[str, Any]:
     """``config`` with the new number of experts under every key that states it.
 
-    A config that leaves the number to its family's default gets it under the family's own key.
-
     Raises:
         BadInputError: the layers keep different numbers, or more depends on the number of experts.
     """
@@ -111,23 +108,7 @@ def pruned_config(
             "mixture depends on their number; choose another teacher"
         )
     (count,) = counts
-    result = copy.deepcopy(dict(config))
-    result.pop(NESTED, None)  # sizes of the original
-    places = [
-        (_object(result, key), key.rpartition(".")[2]) for key in architecture.expert_count_keys
-    ]
-    stated = [(inner, leaf) for inner, leaf in places if leaf in inner]
-    for inner, leaf in stated or places[:1]:
-        inner[leaf] = count
-    return result
-
-
-def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
-    """The object of the config that ``key`` is in; made where it is left to defaults."""
-    inner = config
-    for step in key.split(".")[:-1]:
-        inner = inner.setdefault(step, {})
-    return inner
+    return prefix_config(config, architecture, count)
 
 
 @torch.inference_mode()

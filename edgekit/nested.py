@@ -87,17 +87,27 @@ def _check_prefixes(sizes: list[int], architecture: Architecture, source: str) -
 def prefix_config(
     config: Mapping[str, Any], architecture: Architecture, experts: int
 ) -> dict[str, Any]:
-    """``config`` of the model of the first ``experts`` experts of each layer."""
+    """``config`` of a model with ``experts`` experts in each layer, the first ones or others.
+
+    A config that leaves the number to its family's default gets it under the family's own key.
+    """
     result = copy.deepcopy(dict(config))
     result.pop(NESTED, None)
-    for key in architecture.expert_count_keys:
-        *path, leaf = key.split(".")
-        inner: Any = result
-        for step in path:
-            inner = inner.get(step, {})
-        if leaf in inner:
-            inner[leaf] = experts
+    places = [
+        (_object(result, key), key.rpartition(".")[2]) for key in architecture.expert_count_keys
+    ]
+    stated = [(inner, leaf) for inner, leaf in places if leaf in inner]
+    for inner, leaf in stated or places[:1]:
+        inner[leaf] = experts
     return result
+
+
+def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object of the config that ``key`` is in; made where it is left to defaults."""
+    inner = config
+    for step in key.split(".")[:-1]:
+        inner = inner.setdefault(step, {})
+    return inner
 
 
 def rows_of(stored: int, spec: TensorSpec, architecture: Architecture) -> list[slice]:
