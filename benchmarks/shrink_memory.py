@@ -4,7 +4,7 @@
 
 Writes a sharded bfloat16 sparse checkpoint of random weights (32 experts of 2048 x 768, as many
 layers as it takes), then runs ``edgekit shrink stats --streamed`` and ``edgekit shrink --keep
-0.5``, each as a process of its own over a cold page cache. Reports the peak of the resident set,
+0.5 --streamed``, each as a process of its own over a cold page cache. Reports the peak of the resident set,
 file pages included, against the checkpoint, and the most disk in use at once. The text is drawn
 from the tokenizer's letters: nothing here is about quality. Needs disk for twice the checkpoint.
 """
@@ -46,7 +46,15 @@ def run(model: Path, tokens: int, root: Path) -> list[Step]:
                "--sequence-length", str(LENGTH)]  # fmt: skip
     first = measure("shrink stats", [*options, "--streamed", "--out", str(statistics)], model,
                     outputs)  # fmt: skip
-    keep = ["--statistics", str(statistics), "--keep", "0.5", "--out", str(outputs / "half")]
+    keep = [
+        "--statistics",
+        str(statistics),
+        "--keep",
+        "0.5",
+        "--streamed",
+        "--out",
+        str(outputs / "half"),
+    ]
     return [first, measure("shrink", keep, model, outputs)]
 
 

@@ -162,7 +162,7 @@ def check_pruned(
             raise EdgekitError(f"{out}: the number of parameters is not the planned one")
         ids = torch.tensor(list(tokens)[:PROOF_TOKENS])[None]
         opened.load_rest()
-        with resident(opened):
+        with resident(opened, streamed):
             found = opened.model(input_ids=ids, use_cache=False).logits[0].float()
     error = float((found - expected).abs().max() / expected.abs().max())
     if not error <= TOLERANCE:

@@ -16,10 +16,10 @@ FLOAT = 4  # bytes
 
 
 @contextmanager
-def resident(opened: OpenModel) -> Iterator[None]:
+def resident(opened: OpenModel, streamed: bool = False) -> Iterator[None]:
     """Let ``opened.model`` be called; embedding, norm and head have to be loaded. Afterwards no
-    layer is in memory."""
-    whole = 2 * FLOAT * opened.architecture.parameters() < available_memory()
+    layer is in memory. With ``streamed`` it is never loaded whole."""
+    whole = not streamed and 2 * FLOAT * opened.architecture.parameters() < available_memory()
     handles = []
     for number, layer in enumerate(opened.layers):
         if whole:

@@ -84,11 +84,12 @@ def shrink(
     progress: Progress,
     scratch: Path,
     statistics: Path | None = None,
+    streamed: bool = False,
 ) -> ShrinkReport:
     """Write ``model`` with a part of its experts into the existing, empty directory ``out``.
 
-    A model that does not fit in memory is read a layer at a time, whenever it runs. ``scratch``
-    keeps what an interrupted pass has measured; ``statistics`` is a file of an earlier pass over
+    A model that does not fit in memory, or is to be ``streamed``, is read a layer at a time,
+    whenever it runs. ``scratch`` keeps what an interrupted pass has measured; ``statistics`` is a file of an earlier pass over
     the same checkpoint.
 
     Raises:
@@ -101,11 +102,12 @@ def shrink(
     mixture = architecture.moe
     assert mixture is not None
     previous = read_keep_map(Path(params.previous)) if params.previous else None
-    measured = _statistics(model, text, scratch, statistics, progress)
+    passes = PassOptions(mode="streamed" if streamed else "auto")
+    measured = _statistics(model, text, scratch, statistics, passes, progress)
     nested = None
     with open_model(model, load=False) as opened:
         opened.load_rest()
-        with resident(opened):
+        with resident(opened, streamed):
             choice, automatic = _choose(opened, measured, keep, params, previous, text, progress)
             if params.nested:
                 sizes = nested_sizes(architecture, params.nested, str(model))
@@ -114,8 +116,8 @@ def shrink(
             expected = masked_logits(opened, choice.kept, proof)
         more = {NESTED: [p.experts for p in nested.prefixes]} if nested else {}
         smaller = write_pruned(opened.checkpoint, choice.kept, out, progress, more)
-    check_pruned(out, smaller.parameters(), choice.kept, proof, expected)
-    after = _usage(out, text, scratch, progress)
+    check_pruned(out, smaller.parameters(), choice.kept, proof, expected, streamed)
+    after = _usage(out, text, scratch, passes, progress)
     report = ShrinkReport(
         criterion=choice.criterion,
         seed=params.seed,
@@ -176,10 +178,11 @@ def _statistics(
     text: Sequence[TokenSequence],
     scratch: Path,
     given: Path | None,
+    passes: PassOptions,
     progress: Progress,
 ) -> Statistics:
     if given is None:
-        found = collect(model, text, scratch, progress)
+        found = collect(model, text, scratch, progress, options=passes)
         require_whole(found, str(scratch))
         return found
     found = Statistics.load(given / STATISTICS if given.is_dir() else given)
@@ -251,12 +254,16 @@ def _nest(
 
 
 def _usage(
-    out: Path, text: Sequence[TokenSequence], scratch: Path, progress: Progress
+    out: Path,
+    text: Sequence[TokenSequence],
+    scratch: Path,
+    passes: PassOptions,
+    progress: Progress,
 ) -> Statistics:
-    """Who uses what is left: a picture, and the proof that every expert is reached."""
+    """Who uses what is left: a picture, and whether every expert is reached."""
     calibration = [s for s in text if not s.held_out]
     sample = calibration[:: max(1, len(calibration) // USAGE_SEQUENCES)]
-    return collect(out, sample, scratch, progress)
+    return collect(out, sample, scratch, progress, options=passes)
 
 
 def _notes(

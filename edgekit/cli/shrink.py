@@ -12,7 +12,16 @@ import typer
 from edgekit.atomic import atomic_directory
 from edgekit.checkpoint import read_config
 from edgekit.cli.common import Force, Json, Model, Out, console, count, print_json, table
-from edgekit.cli.shrink_parts import PARTS, Data, HeldOut, Length, Tokens, parse_shares, sampling
+from edgekit.cli.shrink_parts import (
+    PARTS,
+    Data,
+    HeldOut,
+    Length,
+    Streamed,
+    Tokens,
+    parse_shares,
+    sampling,
+)
 from edgekit.family_table import FAMILIES
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, ShrinkSection, checked
@@ -56,6 +65,7 @@ def shrink(
         str, typer.Option(help="An earlier shrink; its experts stay if they can.")
     ] = "",
     margin: Annotated[float, typer.Option(help="By how much a new expert must be better.")] = 0.05,
+    streamed: Streamed = False,
     seed: int = 0,
     force: Force = False,
     json: Json = False,
@@ -89,7 +99,7 @@ def shrink(
         if statistics is None:
             make_sequences(teacher, text, samples, progress)
         report = shrink_model(
-            teacher, samples, section, directory, progress, Path(scratch), statistics
+            teacher, samples, section, directory, progress, Path(scratch), statistics, streamed
         )
     if json:
         print_json(report)

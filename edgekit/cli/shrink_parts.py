@@ -24,6 +24,9 @@ Data = Annotated[list[str] | None, typer.Option("--data", help=".txt, .jsonl, .p
 Tokens = Annotated[int, typer.Option(help="Calibration tokens.")]
 HeldOut = Annotated[int, typer.Option(help="Tokens to measure on.")]
 Length = Annotated[int, typer.Option(help="Tokens per sequence.")]
+Streamed = Annotated[
+    bool, typer.Option("--streamed", help="A layer in memory at a time, even if all would fit.")
+]
 
 stats_app = typer.Typer(add_completion=False)
 compare_app = typer.Typer(add_completion=False)
@@ -83,9 +86,7 @@ def stats(
     tokens: Tokens = 8192,
     held_out_tokens: HeldOut = 2048,
     sequence_length: Length = 256,
-    streamed: Annotated[
-        bool, typer.Option(help="A layer in memory at a time; chosen by itself if it must be.")
-    ] = False,
+    streamed: Streamed = False,
     device: Annotated[str, typer.Option(help="Of torch.")] = "cpu",
     seed: int = 0,
     force: Force = False,
