@@ -3,10 +3,11 @@
     python benchmarks/shrink_memory.py [--gigabytes 8] [--tokens 4096] [--work DIR] [--json FILE]
 
 Writes a sharded bfloat16 sparse checkpoint of random weights (32 experts of 2048 x 768, as many
-layers as it takes), then runs ``edgekit shrink stats --streamed`` and ``edgekit shrink --keep
-0.5 --streamed``, each as a process of its own over a cold page cache. Reports the peak of the resident set,
-file pages included, against the checkpoint, and the most disk in use at once. The text is drawn
-from the tokenizer's letters: nothing here is about quality. Needs disk for twice the checkpoint.
+layers as it takes), then runs ``edgekit shrink stats`` and ``edgekit shrink --keep 0.5``, both with
+``--streamed``, each as a process of its own over a cold page cache. Reports the peak of the
+resident set, file pages included, against the checkpoint, and the most disk in use at once. The
+text is drawn from the tokenizer's letters: nothing here is about quality. Needs disk for twice the
+checkpoint.
 """
 
 from __future__ import annotations

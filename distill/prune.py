@@ -147,9 +147,10 @@ def check_pruned(
     tokens: Sequence[int],
     expected: torch.Tensor,
     chosen: str = "the original with the same experts masked",
+    streamed: bool = False,
 ) -> None:
     """Open what was written and compare it with ``expected``, which ``chosen`` said
-    (:func:`masked_logits`). It is in memory a layer at a time if it has to be.
+    (:func:`masked_logits`). It is in memory a layer at a time if it has to be, or ``streamed``.
 
     Raises:
         EdgekitError: it is not what was chosen; a defect of edgekit, and nothing is kept.

@@ -89,8 +89,8 @@ def shrink(
     """Write ``model`` with a part of its experts into the existing, empty directory ``out``.
 
     A model that does not fit in memory, or is to be ``streamed``, is read a layer at a time,
-    whenever it runs. ``scratch`` keeps what an interrupted pass has measured; ``statistics`` is a file of an earlier pass over
-    the same checkpoint.
+    whenever it runs. ``scratch`` keeps what an interrupted pass has measured; ``statistics`` is a
+    file of an earlier pass over the same checkpoint.
 
     Raises:
         BadInputError: the model is dense, or too few experts would stay for its router.
@@ -116,7 +116,7 @@ def shrink(
             expected = masked_logits(opened, choice.kept, proof)
         more = {NESTED: [p.experts for p in nested.prefixes]} if nested else {}
         smaller = write_pruned(opened.checkpoint, choice.kept, out, progress, more)
-    check_pruned(out, smaller.parameters(), choice.kept, proof, expected, streamed)
+    check_pruned(out, smaller.parameters(), choice.kept, proof, expected, streamed=streamed)
     after = _usage(out, text, scratch, passes, progress)
     report = ShrinkReport(
         criterion=choice.criterion,
