@@ -73,7 +73,8 @@ class OpenModel:
 
     def load_rest(self) -> None:
         """Load what is in no layer: embedding, final norm, head."""
-        self._load(self._stored[-1])
+        for name in self._stored[-1]:  # one by one: as read and as kept is twice the memory
+            self._load([name])
         self.model.tie_weights()
 
     def load_layer(self, number: int) -> None:

@@ -84,11 +84,11 @@ def shrink(
     progress: Progress,
     scratch: Path,
     statistics: Path | None = None,
-    streamed: bool = False,
+    passes: PassOptions | None = None,
 ) -> ShrinkReport:
     """Write ``model`` with a part of its experts into the existing, empty directory ``out``.
 
-    A model that does not fit in memory, or is to be ``streamed``, is read a layer at a time,
+    A model that does not fit in memory, or that ``passes`` streams, is read a layer at a time,
     whenever it runs. ``scratch`` keeps what an interrupted pass has measured; ``statistics`` is a
     file of an earlier pass over the same checkpoint.
 
@@ -102,7 +102,8 @@ def shrink(
     mixture = architecture.moe
     assert mixture is not None
     previous = read_keep_map(Path(params.previous)) if params.previous else None
-    passes = PassOptions(mode="streamed" if streamed else "auto")
+    passes = passes or PassOptions()
+    streamed = passes.mode == "streamed"
     measured = _statistics(model, text, scratch, statistics, passes, progress)
     nested = None
     with open_model(model, load=False) as opened:
@@ -116,6 +117,7 @@ def shrink(
             expected = masked_logits(opened, choice.kept, proof)
         more = {NESTED: [p.experts for p in nested.prefixes]} if nested else {}
         smaller = write_pruned(opened.checkpoint, choice.kept, out, progress, more)
+    del opened  # its embedding, before that of the smaller model is read
     check_pruned(out, smaller.parameters(), choice.kept, proof, expected, streamed=streamed)
     after = _usage(out, text, scratch, passes, progress)
     report = ShrinkReport(

@@ -64,7 +64,9 @@ def demo(
         source = str(read_json(marker)["source"])
     else:
         source = _make_teacher(out, digest, progress, notify, force)
-    result = build(demo_recipe(out), out / "run", progress, BuildOptions(notify=notify))
+    result = build(
+        demo_recipe(out), out / "run", progress, BuildOptions(notify=notify, force=force)
+    )
     standin = read_json(out / TEACHER / "standin.json")
     return DemoResult(result, standin, source, time.perf_counter() - start)
 

@@ -39,11 +39,13 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """``start_from`` runs that step and all later ones again; gates are overridden by name."""
+    """``start_from`` runs that step and all later ones again; gates are overridden by name;
+    ``force`` goes on where memory seems too small."""
 
     start_from: str = ""
     override_gates: tuple[str, ...] = ()
     notify: Notify = field(default=lambda _: None)
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _run_steps(
         record = None if again else _finished(directory, digest)
         if record is None:
             options.notify(f"{number}/{len(steps)} {step.name}")
-            record = _run_step(run, step, directory, paths, digest, progress)
+            record = _run_step(run, step, directory, paths, digest, progress, options.force)
         else:
             skipped.append(step.name)
             run.log("skip", step=step.name)
@@ -166,6 +168,7 @@ def _run_step(
     paths: dict[str, Path],
     digest: str,
     progress: Progress,
+    force: bool,
 ) -> dict[str, Any]:
     run.log("start", step=step.name, digest=digest)
     scratch = run.scratch(step.name, digest)
@@ -173,7 +176,7 @@ def _run_step(
     with atomic_directory(directory, replace=True) as temporary:
         inputs = {name: paths[name] for name in step.inputs}
         with stopwatch() as seconds:
-            report = step.run(Context(inputs, temporary, scratch, progress))
+            report = step.run(Context(inputs, temporary, scratch, progress, force))
         record = {
             "step": step.name,
             "digest": digest,

@@ -29,6 +29,7 @@ class Context:
     out: Path
     scratch: Path
     progress: Progress
+    force: bool = False  # go on where memory seems too small
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,12 @@ def _shrink(recipe: Recipe) -> Step:
     assert section is not None
 
     def run(c: Context) -> Any:
+        from edgekit.distill.collect import PassOptions
         from edgekit.distill.shrink import shrink
 
         teacher, data = c.inputs["teacher"], c.inputs["data"]
-        return shrink(teacher, data, section, c.out, c.progress, c.scratch)
+        passes = PassOptions(force=c.force)
+        return shrink(teacher, data, section, c.out, c.progress, c.scratch, passes=passes)
 
     return Step("shrink", ("distill",), ("teacher", "data"), _json(section), run)
 

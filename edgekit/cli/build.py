@@ -49,7 +49,7 @@ def command(
     from edgekit.pipeline import BuildOptions, build
 
     require_resources(estimates, out, force)
-    options = BuildOptions(start_from, tuple(override_gate or ()), notifier(json))
+    options = BuildOptions(start_from, tuple(override_gate or ()), notifier(json), force)
     result = build(resolved, out, default_progress(), options)
     if json:
         print_json(

@@ -84,6 +84,7 @@ def shrink(
     measures = criterion == "auto" or nested  # on held-out text; nothing else reads it
     text = sampling(data, tokens, held_out_tokens if measures else 0, sequence_length, seed)
     from edgekit.distill.calibration import make_sequences
+    from edgekit.distill.collect import PassOptions
     from edgekit.distill.shrink import shrink as shrink_model
     from edgekit.estimate import require_model
 
@@ -91,6 +92,7 @@ def shrink(
         _shrink_unlisted(Path(model), text, section, out, json)
         return
     progress = default_progress()
+    passes = PassOptions(mode="streamed" if streamed else "auto", force=force)
     teacher = resolve_model(model, progress)
     if not data and statistics is None:  # the teacher will write the text
         require_model(teacher, force)
@@ -99,7 +101,7 @@ def shrink(
         if statistics is None:
             make_sequences(teacher, text, samples, progress)
         report = shrink_model(
-            teacher, samples, section, directory, progress, Path(scratch), statistics, streamed
+            teacher, samples, section, directory, progress, Path(scratch), statistics, passes
         )
     if json:
         print_json(report)
