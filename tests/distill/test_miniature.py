@@ -26,9 +26,8 @@ def small(tmp_path_factory):
     torch.set_num_threads(1)
     corpus, directory = read_corpus(), tmp_path_factory.mktemp("teacher")
     train_teacher(directory, corpus, STEPS, 0, Silent())
-    found = miniature(directory, corpus)
-    yield next(found)
-    found.close()
+    with miniature(directory, corpus) as found:
+        yield found
 
 
 def test_a_choice_by_worth_beats_chance_and_merging(small):
