@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgekit.architecture import TensorSpec
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
 from edgekit.distill.automatic import Candidate, choose_by_measurement
-from edgekit.distill.capture import capture
+from edgekit.distill.capture import CaptureOptions, capture
 from edgekit.distill.collect import collect
 from edgekit.distill.criteria import CRITERIA
 from edgekit.distill.dense_choice import CHOICES
@@ -81,7 +81,7 @@ class Miniature:
         self.cache = work / "cache"
         self.cache.mkdir()
         write_sequences(work / FILE_NAME, corpus.windows(TAUGHT, seed=4))
-        capture(teacher, work, TOP_K, self.cache, Silent())
+        capture(teacher, work, CaptureOptions("top_k", top_k=TOP_K), self.cache, Silent())
 
     def _remember(self, corpus: Corpus, count: int, seed: int) -> RememberedTargets:
         return remember(self.opened.model, corpus.windows(count, seed, held_out=True), Silent())

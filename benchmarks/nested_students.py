@@ -14,7 +14,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from edgekit.distill.capture import capture
+from edgekit.distill.capture import CaptureOptions, capture
 from edgekit.distill.divergence import Divergence
 from edgekit.distill.nested import compare_healed
 from edgekit.distill.shrink import shrink
@@ -45,7 +45,9 @@ def main() -> None:
         assert nested is not None
         if options.steps:
             cache.mkdir()
-            capture(options.model, options.sequences, 64, cache, progress)
+            capture(
+                options.model, options.sequences, CaptureOptions("top_k", top_k=64), cache, progress
+            )
             params = DistillSection(
                 steps=options.steps, batch_tokens=options.batch_tokens,
                 learning_rate=options.learning_rate, trainable=tuple(options.trainable),

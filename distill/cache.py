@@ -1,125 +1,189 @@
-"""The logit cache: what the teacher said, kept once and read back in every epoch.
+"""Reading a logit cache: what the teacher said, kept once and read back in every epoch.
 
-Per position the ``top_k`` largest log-probabilities and the logarithm of the mass of all others.
-``index.json`` names the shards; shard ``i`` holds the positions of a run of sequences:
-
-    ids       int32   [T, K]  token ids, most probable first
-    logprobs  float16 [T, K]
-    tail      float16 [T]     log(1 - sum of the K probabilities)
-
-The sequences themselves lie beside it, so a cache is all that training needs.
+``index.json`` says what the cache is of and names the shards; the sequences lie beside it, so a
+cache is all that training needs. docs/cache-format.md describes every byte. A cache on an object
+store is given by its address (``s3://...``), which fsspec resolves; its shards are copied into a
+temporary directory when they are first read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import functools
 from pathlib import Path
+from typing import Literal
 
+import fsspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgekit.atomic import write_json
 from edgekit.checkpoint import read_json
+from edgekit.distill.targets import SampledTargets, TeacherTargets, TopTargets
 from edgekit.errors import BadInputError
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences, sequences_digest
-from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
+from edgekit.tensorfile import TensorFile
 
 INDEX = "index.json"
-LOWEST = -60.0  # log-probability of a tail that rounds to nothing; finite in float16
+TOKENIZER = "tokenizer"  # directory with the teacher's
+OPEN_SHARDS = 64
 
 
-@dataclass(frozen=True)
-class CacheIndex:
-    """``index.json`` of a cache."""
+class CacheShard(BaseModel):
+    """A file with the targets of ``sequences`` sequences that follow on each other."""
 
-    top_k: int
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    sequences: int
+    positions: int
+    sha256: str
+
+
+class CacheIndex(BaseModel):
+    """``index.json``. ``training`` and ``held_out`` are shards over the sequences of that split, in
+    order; those of ``held_out`` have ``top_k`` targets always."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["edgekit logit cache"] = "edgekit logit cache"
+    version: Literal[2] = 2
+    teacher: str  # digest of the checkpoint, or the name of a served model
+    tokenizer: str  # digest, see edgekit.distill.same_tokenizer
     vocab_size: int
-    teacher: str
-    sequences_digest: str
-    shards: tuple[tuple[int, int], ...]  # sequences [begin, end) of each shard
-
-
-@dataclass(frozen=True)
-class TeacherTargets:
-    """The teacher's distribution over the next token at each of T positions (see the module)."""
-
-    ids: torch.Tensor  # int64 [T, K]
-    logprobs: torch.Tensor  # float32 [T, K]
-    tail: torch.Tensor  # float32 [T]
-
-
-def top_k_targets(logits: torch.Tensor, top_k: int) -> TeacherTargets:
-    """Reduce logits [T, V] to the ``top_k`` most probable tokens and the mass of the rest."""
-    logits = logits.float()
-    whole = logits.logsumexp(-1, keepdim=True)
-    values, ids = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(-1) - whole[..., 0]
-    return TeacherTargets(ids, values - whole, rest.clamp(min=LOWEST))
-
-
-def shard_path(directory: Path, number: int) -> Path:
-    """File of a shard."""
-    return directory / f"shard-{number:05d}.safetensors"
-
-
-def write_shard(path: Path, targets: Sequence[TeacherTargets]) -> None:
-    """Write the positions of several sequences to one file."""
-    ids = torch.cat([t.ids for t in targets]).numpy().astype(np.int32)
-    logprobs = torch.cat([t.logprobs for t in targets]).numpy().astype(np.float16)
-    tail = torch.cat([t.tail for t in targets]).numpy().astype(np.float16)
-    arrays: dict[str, tuple[str, NDArray[np.generic]]] = {
-        "ids": ("I32", ids), "logprobs": ("F16", logprobs), "tail": ("F16", tail)
-    }  # fmt: skip
-    layout = [TensorInfo(name, kind, array.shape) for name, (kind, array) in arrays.items()]
-    with TensorFileWriter(path, layout) as writer:
-        for name, (_, array) in arrays.items():
-            writer.write(name, array)
-
-
-def write_index(directory: Path, index: CacheIndex) -> None:
-    """Write ``index.json``; the cache is whole from here on."""
-    write_json(directory / INDEX, asdict(index))
+    temperature: float  # of the distribution that was drawn from; top_k targets are of 1
+    targets: Literal["sampled", "top_k"]
+    bytes_per_token: int  # of drawn targets, on average at most; 0 for top_k
+    probabilities: bool  # of drawn tokens are kept
+    top_k: int
+    seed: int
+    sequences: str  # digest
+    training: tuple[CacheShard, ...]
+    held_out: tuple[CacheShard, ...]
 
 
 class LogitCache:
-    """An opened cache: ``sequences`` and, by number, the teacher's targets for each."""
+    """An opened cache: ``sequences`` and, by number, the teacher's targets for each.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        values = read_json(directory / INDEX)
-        try:
-            shards = tuple((int(a), int(b)) for a, b in values.pop("shards"))
-            self.index = CacheIndex(shards=shards, **values)
-        except (KeyError, TypeError, ValueError) as error:
+    Args:
+        directory: a directory, or the address of one that fsspec can read.
+        skip_missing: leave out the sequences whose shard is not there, or not whole.
+
+    Attributes:
+        missing: the shards that were left out.
+    """
+
+    def __init__(self, directory: Path | str, skip_missing: bool = False) -> None:
+        self.directory = str(directory)
+        self.index = read_index(self.local(INDEX))
+        every = read_sequences(self.local(FILE_NAME))
+        if sequences_digest(every) != self.index.sequences:
             raise BadInputError(
-                f"{directory / INDEX}: not the index of a logit cache; capture it again"
-            ) from error
-        self.sequences: list[TokenSequence] = read_sequences(directory / FILE_NAME)
-        if sequences_digest(self.sequences) != self.index.sequences_digest:
-            raise BadInputError(
-                f"{directory / FILE_NAME}: not the sequences that the cache was captured on; "
+                f"{self.directory}/{FILE_NAME}: not the sequences that the cache was captured on; "
                 "capture it again"
             )
-        self._place: dict[int, tuple[Path, int]] = {}  # shard and first position
-        for shard, (begin, end) in enumerate(shards):
-            path = shard_path(directory, shard)
-            start = 0
-            for number in range(begin, end):
-                self._place[number] = (path, start)
-                start += len(self.sequences[number].tokens)
-            with TensorFile(path) as file:
-                if file.info("tail").shape != (start,):
-                    raise BadInputError(f"{path}: holds too few positions; capture it again")
+        self.sequences: list[TokenSequence] = []
+        self.missing: list[str] = []
+        self._place: list[tuple[CacheShard, int, int]] = []  # shard, positions [begin, end)
+        for held_out, shards in ((False, self.index.training), (True, self.index.held_out)):
+            self._add([s for s in every if s.held_out == held_out], shards, skip_missing)
+        self._open = functools.lru_cache(OPEN_SHARDS)(self._read_shard)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the distributions are over; further rows of a head only pad it."""
+        return self.index.vocab_size
 
     def targets(self, number: int) -> TeacherTargets:
-        """Targets of sequence ``number``: position t is the distribution of token t + 1."""
-        path, start = self._place[number]
-        rows = slice(start, start + len(self.sequences[number].tokens))
-        with TensorFile(path) as file:  # opened each time: a large cache has thousands of shards
-            return TeacherTargets(
-                torch.from_numpy(file.array("ids")[rows].astype(np.int64)),
-                torch.from_numpy(file.array("logprobs")[rows].astype(np.float32)),
-                torch.from_numpy(file.array("tail")[rows].astype(np.float32)),
-            )
+        """Targets of sequence ``number``: a row for each of its :attr:`TokenSequence.positions`;
+        that of position t is the distribution of token t + 1."""
+        shard, begin, end = self._place[number]
+        file, starts = self._open(shard.file)
+        if starts is None:
+            ids = token_ids(file.array("ids")[begin:end])
+            return TopTargets(ids, _floats(file, "logprobs", begin, end),
+                              _floats(file, "tail", begin, end))  # fmt: skip
+        unique = starts[begin + 1 : end + 1] - starts[begin:end]
+        taken = np.arange(unique.max(initial=1)) < unique[:, None]
+        rows = slice(starts[begin], starts[end])
+
+        def padded(values: torch.Tensor) -> torch.Tensor:
+            whole = torch.zeros(taken.shape, dtype=values.dtype)
+            whole[torch.from_numpy(taken)] = values
+            return whole
+
+        kept = "logprobs" in file.tensors
+        return SampledTargets(
+            padded(token_ids(file.array("ids")[rows])),
+            padded(torch.from_numpy(file.array("counts")[rows].astype(np.float32))),
+            _floats(file, "entropy", begin, end),
+            padded(_floats(file, "logprobs", rows.start, rows.stop)) if kept else None,
+        )
+
+    def local(self, name: str) -> Path:
+        """The file ``name`` of the cache on this machine."""
+        if "://" not in self.directory:
+            return Path(self.directory) / name
+        return Path(fsspec.open_local(f"simplecache::{self.directory.rstrip('/')}/{name}"))
+
+    def _add(
+        self, sequences: list[TokenSequence], shards: tuple[CacheShard, ...], skip_missing: bool
+    ) -> None:
+        first = 0
+        for shard in shards:
+            mine = sequences[first : first + shard.sequences]
+            first += shard.sequences
+            try:
+                if sum(s.positions for s in mine) != shard.positions:
+                    raise BadInputError(
+                        f"{self.directory}/{INDEX}: {shard.file} has other positions than its "
+                        "sequences; capture it again"
+                    )
+                if "://" not in self.directory and not self.local(shard.file).is_file():
+                    raise BadInputError(
+                        f"{self.directory}/{shard.file} is missing; capture again into the same "
+                        "directory, or train without it (--skip-missing)"
+                    )
+            except BadInputError:
+                if not skip_missing:
+                    raise
+                self.missing.append(shard.file)
+                continue
+            begin = 0
+            for sequence in mine:
+                self.sequences.append(sequence)
+                self._place.append((shard, begin, begin + sequence.positions))
+                begin += sequence.positions
+
+    def _read_shard(self, name: str) -> tuple[TensorFile, NDArray[np.int64] | None]:
+        """The mapped file, and for draws the first entry of each position and the end."""
+        file = TensorFile(self.local(name))
+        if "unique" not in file.tensors:
+            return file, None
+        return file, np.concatenate([[0], np.cumsum(file.array("unique"), dtype=np.int64)])
+
+
+def read_index(path: Path) -> CacheIndex:
+    """The index of a cache.
+
+    Raises:
+        BadInputError: it is damaged, or of another version.
+    """
+    try:
+        return CacheIndex.model_validate(read_json(path))
+    except ValidationError as error:
+        raise BadInputError(
+            f"{path}: not the index of a logit cache of this version; capture it again"
+        ) from error
+
+
+def token_ids(stored: NDArray[np.uint8]) -> torch.Tensor:
+    """int64 [...] of little-endian bytes [..., 2 or 3]."""
+    ids = stored[..., 0].astype(np.int64)
+    for place in range(1, stored.shape[-1]):
+        ids |= stored[..., place].astype(np.int64) << (8 * place)
+    return torch.from_numpy(ids)
+
+
+def _floats(file: TensorFile, name: str, begin: int, end: int) -> torch.Tensor:
+    return torch.from_numpy(file.array(name)[begin:end].astype(np.float32))

@@ -1,107 +1,276 @@
-"""Run the teacher once over the sequences and keep its logits."""
+"""Run the teacher once over the sequences and keep what it says.
+
+A teacher that does not fit in memory is run a layer at a time. Several workers may each take a
+share of the shards; whoever finds all of them there writes the index.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from edgekit.atomic import link_or_copy
-from edgekit.checkpoint import read_json
-from edgekit.distill.cache import (
-    CacheIndex,
-    TeacherTargets,
-    shard_path,
-    top_k_targets,
-    write_index,
+from edgekit.checkpoint import copy_tokenizer, read_config
+from edgekit.describe import describe
+from edgekit.digests import json_digest
+from edgekit.distill.cache import TOKENIZER, CacheIndex, CacheShard
+from edgekit.distill.cache_write import (
+    PlannedShard,
+    finish_cache,
+    id_bytes,
+    plan_shards,
     write_shard,
 )
-from edgekit.distill.loading import Model, load_model
-from edgekit.progress import Progress
-from edgekit.sequences import (
-    FILE_NAME,
-    equal_length_runs,
-    read_sequences,
-    sequences_digest,
-    stacked,
+from edgekit.distill.collect import PassOptions, Share, checkpoint_digest
+from edgekit.distill.final_states import final_states
+from edgekit.distill.head import Head
+from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.same_tokenizer import real_tokens, tokenizer_digest
+from edgekit.distill.targets import (
+    TeacherTargets,
+    joined,
+    sampled_targets,
+    top_k_targets,
+    uniform_numbers,
 )
-from edgekit.tensorfile import TensorFile
+from edgekit.errors import BadInputError
+from edgekit.progress import Progress
+from edgekit.recipe import DistillSection
+from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences, sequences_digest
 
-SEQUENCES_PER_SHARD = 16
-BATCH_TOKENS = 1024
+FIXED_BYTES = 3  # of a drawn position: how many tokens, and the entropy
+COUNT_BYTES, HALF_BYTES = 1, 2
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """What is kept of training text, and how the teacher is run.
+
+    "sampled" targets take at most ``bytes_per_token`` on average; "top_k" are ``top_k`` tokens, as
+    are held-out text's always. ``probabilities`` keeps those of drawn tokens, which divergences
+    other than forward KL need.
+    """
+
+    targets: Literal["sampled", "top_k"] = "sampled"
+    bytes_per_token: int = 50
+    probabilities: bool = False
+    top_k: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+    running: PassOptions = field(default_factory=PassOptions)
+
+    @classmethod
+    def of(cls, section: DistillSection, force: bool = False) -> CaptureOptions:
+        """What a recipe's training needs."""
+        return cls(
+            targets=section.targets,
+            bytes_per_token=section.bytes_per_token,
+            probabilities=section.loss != "forward_kl",
+            top_k=section.top_k,
+            temperature=section.temperature,
+            seed=section.seed,
+            running=PassOptions(force=force),
+        )
 
 
 @dataclass(frozen=True)
 class CaptureReport:
-    """Size of the cache; ``tail_mass`` is the mean probability outside the top k."""
+    """What a cache holds: ``size_bytes`` of all shards, ``bytes_per_token`` of training text."""
 
     positions: int
-    top_k: int
+    targets: str
     size_bytes: int
-    tail_mass: float
+    bytes_per_token: float
 
 
 def capture(
     teacher: Path,
     sequences: Path,
-    top_k: int,
+    options: CaptureOptions,
     out: Path,
     progress: Progress,
     scratch: Path | None = None,
 ) -> CaptureReport:
     """Write the logit cache of ``sequences/sequences.safetensors`` into ``out``.
 
-    Shards that an interrupted run finished are taken from ``scratch``.
+    Shards that an interrupted run or workers finished are taken from ``scratch``.
 
     Raises:
-        BadInputError: the teacher or the sequences cannot be read.
+        BadInputError: the teacher or the sequences cannot be read, or do not fit each other.
+        OutOfResourcesError: memory or disk are too small.
+    """
+    work = scratch or out
+    capture_shards(teacher, sequences, options, work, progress)
+    return finish_capture(teacher, sequences, options, out, [work], progress)
+
+
+def capture_shards(
+    teacher: Path,
+    sequences: Path,
+    options: CaptureOptions,
+    work: Path,
+    progress: Progress,
+    share: Share | None = None,
+    elsewhere: Sequence[Path] = (),
+) -> int:
+    """Write a worker's shards into ``work``; those that are there, or in the directories
+    ``elsewhere``, are not captured again.
+
+    Returns how many of all shards are still in none of them.
+    """
+    share, places = share or Share(), [work, *elsewhere]
+
+    def missing(shard: PlannedShard) -> bool:
+        return not any((place / shard.file).is_file() for place in places)
+
+    text, running = read_sequences(sequences / FILE_NAME), options.running
+    dtype = getattr(torch, running.dtype)
+    with open_model(teacher, dtype=dtype, device=running.device, load=False) as opened:
+        _require_fit(opened, text)
+        settings = capture_settings(teacher, opened.architecture.vocab_size, options)
+        planned = plan_shards(text, settings)
+        mine = planned[share.rank :: share.workers]
+        _run([s for s in mine if missing(s)], opened, settings, running, work, progress)
+    return sum(map(missing, planned))
+
+
+def finish_capture(
+    teacher: Path,
+    sequences: Path,
+    options: CaptureOptions,
+    out: Path,
+    sources: Sequence[Path],
+    progress: Progress,
+) -> CaptureReport:
+    """Put the shards in the directories ``sources`` together as a cache in ``out``.
+
+    Raises:
+        BadInputError: shards are missing.
     """
     text = read_sequences(sequences / FILE_NAME)
-    work = scratch or out
-    shards = [
-        (begin, min(begin + SEQUENCES_PER_SHARD, len(text)))
-        for begin in range(0, len(text), SEQUENCES_PER_SHARD)
-    ]
-    model: Model | None = None
-    with progress.task("capture the teacher's logits", sum(len(s.tokens) for s in text)) as task:
-        for number, (begin, end) in enumerate(shards):
-            path = shard_path(work, number)
-            if not path.is_file():
-                model = model or load_model(teacher)
-                targets = []
-                for first, last in equal_length_runs(text[begin:end], BATCH_TOKENS):
-                    targets += _targets(model, stacked(text[begin + first : begin + last]), top_k)
-                    task.advance(sum(len(s.tokens) for s in text[begin + first : begin + last]))
-                partial = path.with_suffix(".partial")
-                write_shard(partial, targets)
-                partial.replace(path)
-            if work != out:
-                link_or_copy(path, shard_path(out, number))
-    link_or_copy(sequences / FILE_NAME, out / FILE_NAME)
-    config = (teacher / "config.json").read_bytes()
-    vocab = int(read_json(teacher / "config.json")["vocab_size"])
-    digest = hashlib.sha256(config).hexdigest()
-    index = CacheIndex(min(top_k, vocab), vocab, digest, sequences_digest(text), tuple(shards))
-    write_index(out, index)
-    return _report(out, index)
+    vocab_size = describe(read_config(teacher), str(teacher / "config.json")).vocab_size
+    settings = capture_settings(teacher, vocab_size, options)
+    index = finish_cache(out, settings, text, sources, progress)
+    (out / TOKENIZER).mkdir(exist_ok=True)
+    copy_tokenizer(teacher, out / TOKENIZER)
+    return report_cache(out, index)
+
+
+def report_cache(directory: Path, index: CacheIndex) -> CaptureReport:
+    """What a cache holds."""
+
+    def size(shards: Sequence[CacheShard]) -> int:
+        return sum((directory / shard.file).stat().st_size for shard in shards)
+
+    training = sum(shard.positions for shard in index.training)
+    return CaptureReport(
+        positions=training + sum(shard.positions for shard in index.held_out),
+        targets=index.targets,
+        size_bytes=size(index.training) + size(index.held_out),
+        bytes_per_token=size(index.training) / max(training, 1),
+    )
+
+
+def entries_per_position(settings: CacheIndex) -> float:
+    """How many different tokens ``bytes_per_token`` hold.
+
+    Raises:
+        BadInputError: not one.
+    """
+    entry = id_bytes(settings.vocab_size) + COUNT_BYTES
+    entry += HALF_BYTES if settings.probabilities else 0
+    entries = (settings.bytes_per_token - FIXED_BYTES) / entry
+    if entries < 1:
+        raise BadInputError(
+            f"bytes_per_token {settings.bytes_per_token}: a drawn token takes {entry} bytes and "
+            f"{FIXED_BYTES} more a position; allow at least {FIXED_BYTES + entry}"
+        )
+    return entries
+
+
+def capture_settings(teacher: Path, vocab_size: int, options: CaptureOptions) -> CacheIndex:
+    """The index of a cache of ``teacher`` without its sequences and shards."""
+    drawn = options.targets == "sampled"
+    vocab_size = real_tokens(teacher, vocab_size)
+    settings = CacheIndex(
+        teacher=checkpoint_digest(teacher),
+        tokenizer=tokenizer_digest(teacher),
+        vocab_size=vocab_size,
+        temperature=options.temperature,
+        targets=options.targets,
+        bytes_per_token=options.bytes_per_token if drawn else 0,
+        probabilities=drawn and options.probabilities,
+        top_k=min(options.top_k, vocab_size),
+        seed=options.seed,
+        sequences="",
+        training=(),
+        held_out=(),
+    )
+    if drawn:
+        entries_per_position(settings)
+    return settings
+
+
+def _run(
+    shards: list[PlannedShard],
+    opened: OpenModel,
+    settings: CacheIndex,
+    running: PassOptions,
+    work: Path,
+    progress: Progress,
+) -> None:
+    """Write the shards that are not there yet."""
+    if not shards:
+        return
+    head = Head(opened, settings.vocab_size)
+    scratch = work / f"states-{json_digest([s.file for s in shards])[:16]}"
+    groups = [shard.sequences for shard in shards]
+    with progress.task("capture the teacher's logits", sum(s.tokens for s in shards)) as task:
+        states = final_states(opened, groups, running, scratch, task)
+        for shard, found in zip(shards, states, strict=True):
+            targets = [
+                _targets(head, rows, sequence, settings)
+                for rows, sequence in zip(found, shard.sequences, strict=True)
+            ]
+            write_shard(work / shard.file, targets, settings)
 
 
 @torch.inference_mode()
-def _targets(model: Model, ids: NDArray[np.int64], top_k: int) -> list[TeacherTargets]:
-    """Targets of sequences [B, T]."""
-    logits = model(input_ids=torch.from_numpy(ids), use_cache=False).logits
-    return [top_k_targets(rows, top_k) for rows in logits]
+def _targets(
+    head: Head, hidden: Tensor, sequence: TokenSequence, settings: CacheIndex
+) -> TeacherTargets:
+    """What is kept of one sequence; its ``hidden`` [T, H] are what the head reads."""
+    if sequence.counted is not None:
+        hidden = hidden[torch.from_numpy(sequence.counted)]
+    parts: list[TeacherTargets] = []
+    uniform = uniform_numbers(settings.seed, sequences_digest([sequence]), len(hidden))
+    for rows in head.chunks(len(hidden)):
+        logits = head.logits(hidden[rows])
+        if settings.targets == "top_k" or sequence.held_out:
+            parts.append(top_k_targets(logits, settings.top_k))
+        else:
+            entries = entries_per_position(settings)
+            drawn = uniform[rows].to(logits.device)
+            parts.append(sampled_targets(logits, entries, drawn, settings.temperature))
+    return joined(parts).to(torch.device("cpu"))
 
 
-def _report(out: Path, index: CacheIndex) -> CaptureReport:
-    mass, positions, size = 0.0, 0, 0
-    for number in range(len(index.shards)):
-        with TensorFile(shard_path(out, number)) as file:
-            tail = np.exp(file.float32("tail").astype(np.float64))
-            mass, positions = mass + float(tail.sum()), positions + len(tail)
-            size += file.path.stat().st_size
-    return CaptureReport(positions, index.top_k, size, mass / positions)
+def _require_fit(opened: OpenModel, text: list[TokenSequence]) -> None:
+    if not text or not all(s.positions for s in text):
+        raise BadInputError("a sequence has no position that counts; leave it out of the text")
+    longest, context = max(len(s.tokens) for s in text), opened.architecture.context_length
+    if longest > context:
+        raise BadInputError(
+            f"{opened.path}: a sequence of {longest} tokens is longer than the context of "
+            f"{context}; lower [data] sequence_length"
+        )
+    highest = max(int(s.tokens.max()) for s in text)
+    if highest >= opened.architecture.vocab_size:
+        raise BadInputError(
+            f"{opened.path}: the text has token {highest} but the model has "
+            f"{opened.architecture.vocab_size}; make the text with this teacher's tokenizer"
+        )

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.bootstrap import FEWEST, Interval, mean_interval
-from edgekit.distill.cache import TeacherTargets, top_k_targets
 from edgekit.distill.loading import Model
-from edgekit.distill.losses import top_k_kl
+from edgekit.distill.losses import Loss
+from edgekit.distill.targets import TeacherTargets, TopTargets, top_k_targets
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.sequences import TokenSequence, equal_length_runs, stacked
@@ -32,9 +32,14 @@ BYTES_PER_TARGET = 12  # an int64 and a float32
 
 class Targets(Protocol):
     """Sequences and what the teacher said about them; :class:`edgekit.distill.cache.LogitCache`
-    is one."""
+    is one. Distributions are over the first ``vocab_size`` tokens; further rows of a head only pad
+    it."""
 
     sequences: list[TokenSequence]
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the distributions are over."""
 
     def targets(self, number: int) -> TeacherTargets:
         """The teacher's distributions at the positions of sequence ``number``."""
@@ -45,8 +50,9 @@ class RememberedTargets:
     """Targets in memory; ``top_k`` tokens of each position, which may be the whole vocabulary."""
 
     sequences: list[TokenSequence]
-    held: list[TeacherTargets]
+    held: list[TopTargets]
     top_k: int
+    vocab_size: int
 
     def targets(self, number: int) -> TeacherTargets:
         """The teacher's distributions at the positions of sequence ``number``."""
@@ -144,13 +150,13 @@ def remember(
     vocabulary = int(model.config.get_text_config().vocab_size)
     fits = positions * vocabulary * BYTES_PER_TARGET <= EXACT_BYTES
     top_k = vocabulary if fits else min(REMEMBERED, vocabulary)
-    held: list[TeacherTargets] = []
+    held: list[TopTargets] = []
     with progress.task("remember the teacher's answers", positions) as task:
         for begin, end in equal_length_runs(sequences, FORWARD_TOKENS):
             for rows in _logits(model, sequences[begin:end]):
-                held.append(_on(top_k_targets(rows, top_k), torch.device("cpu")))
+                held.append(top_k_targets(rows, top_k).to(torch.device("cpu")))
                 task.advance(len(rows))
-    return RememberedTargets(list(sequences), held, top_k)
+    return RememberedTargets(list(sequences), held, top_k, vocabulary)
 
 
 @torch.no_grad()
@@ -175,15 +181,16 @@ def equal_length_groups(targets: Targets, numbers: Sequence[int]) -> list[list[i
     return [list(numbers[begin:end]) for begin, end in runs]
 
 
-def kl_by_sequence(
-    model: Model, targets: Targets, group: Sequence[int], temperature: float = 1.0
-) -> list[torch.Tensor]:
-    """KL float32 [T] of each of the sequences ``group``, which have one length."""
-    logits = _logits(model, [targets.sequences[n] for n in group])
-    return [
-        top_k_kl(rows, _on(targets.targets(n), rows.device), temperature)
-        for rows, n in zip(logits, group, strict=True)
-    ]
+def kl_by_sequence(model: Model, targets: Targets, group: Sequence[int]) -> list[torch.Tensor]:
+    """KL float32 [positions] of each of the sequences ``group``, which have one length."""
+    sequences = [targets.sequences[n] for n in group]
+    found = []
+    for rows, number, sequence in zip(_logits(model, sequences), group, sequences, strict=True):
+        if sequence.counted is not None:
+            rows = rows[torch.from_numpy(sequence.counted)]
+        taught = targets.targets(number).to(rows.device)
+        found.append(Loss().of_targets(rows[:, : targets.vocab_size], taught))
+    return found
 
 
 def _logits(model: Model, sequences: Sequence[TokenSequence]) -> torch.Tensor:
@@ -192,9 +199,3 @@ def _logits(model: Model, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     ids = torch.from_numpy(stacked(sequences)).to(device)
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
-
-
-def _on(targets: TeacherTargets, device: torch.device) -> TeacherTargets:
-    return TeacherTargets(
-        targets.ids.to(device), targets.logprobs.to(device), targets.tail.to(device)
-    )

@@ -64,6 +64,14 @@ class Layerwise:
             result: Tensor = self.opened.model(inputs_embeds=hidden, use_cache=False).logits
         return result
 
+    @torch.inference_mode()
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What the head reads of the last layer's result; the last norm has to be loaded."""
+        with _forwards(self.opened.layers, 0, lambda *_, **__: hidden):
+            found = self.opened.decoder(inputs_embeds=hidden, use_cache=False)
+        result: Tensor = found.last_hidden_state
+        return result
+
     def _decode(self, **inputs: Tensor) -> Tensor:
         try:
             self.opened.decoder(**inputs, use_cache=False)

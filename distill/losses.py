@@ -1,53 +1,141 @@
-"""Distillation losses against the teacher's top-k distribution with its tail.
+"""Distillation losses: divergences between the teacher's and the student's next token.
 
-    KL(p || q) = sum_{i in top k} p_i (log p_i - log q_i) + p_t (log p_t - log q_t)
+Every divergence here is a sum over outcomes of a term of t and s, the probabilities that teacher
+and student give it. From ``top_k`` targets the terms of the kept tokens are added, and that of one
+outcome more into which all others are lumped: by the log-sum inequality a lower bound of the whole,
+and exact when the kept tokens are the vocabulary. Leaving the tail out would teach the student to
+put no mass there (biased, arXiv 2503.16870). From draws i of the teacher, the sum of terms is the
+mean of term(i) / t(i): unbiased, whatever the divergence, though of a larger variance where the
+student has much mass that the teacher has not.
 
-where t lumps all other tokens together. By the log-sum inequality this is a lower bound of the KL
-over the whole vocabulary, and it is exact when k covers it. Keeping the tail matters: renormalising
-the top k alone teaches the student to put no mass elsewhere (biased, arXiv 2503.16870).
+| divergence | term | source |
+|---|---|---|
+| forward_kl | t log(t / s) | |
+| reverse_kl | s log(s / t) | arXiv 2306.08543 |
+| jsd | β t log(t / m) + (1 - β) s log(s / m), m = β t + (1 - β) s | arXiv 2306.13649 |
+| skew_forward | t log(t / (λ t + (1 - λ) s)) | arXiv 2402.03898 |
+| skew_reverse | s log(s / (λ s + (1 - λ) t)) | arXiv 2402.03898 |
+| total_variation | abs(t - s) / 2 | arXiv 2307.15190 |
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from edgekit.distill.cache import LOWEST, TeacherTargets
+from edgekit.distill.targets import LOWEST, SampledTargets, TeacherTargets, TopTargets
+from edgekit.errors import BadInputError
+from edgekit.recipe import DistillSection, DivergenceName
+
+IGNORED = -100  # a label that no token is
+Term = Callable[[Tensor, Tensor], Tensor]  # of log t and log s
 
 
-def top_k_kl(
-    logits: torch.Tensor, targets: TeacherTargets, temperature: float = 1.0
-) -> torch.Tensor:
-    """KL(teacher || student) in nats at each position: float32 [T] from logits [T, V].
+@dataclass(frozen=True)
+class Loss:
+    """What is minimised: (1 - ``cross_entropy``) divergence + ``cross_entropy`` cross-entropy.
 
-    A ``temperature`` other than 1 softens both distributions over the k + 1 outcomes and multiplies
-    the KL by its square, which keeps the size of the gradient (arXiv 1503.02531).
+    A ``temperature`` other than 1 softens both distributions and multiplies the divergence by its
+    square, which keeps the size of the gradient (arXiv 1503.02531). ``beta`` is of jsd, ``skew`` of
+    the skewed divergences.
     """
-    logits = logits.float()
-    whole = logits.logsumexp(-1)
-    chosen = logits.gather(-1, targets.ids) - whole[:, None]
-    # float16 rounding in the cache leaves a mass of about 1
-    mass = torch.logaddexp(targets.logprobs.logsumexp(-1), targets.tail)
-    teacher = targets.logprobs - mass[:, None]
-    teacher_tail = targets.tail - mass
-    chosen_tail = _log_rest(logits, targets.ids) - whole
-    if temperature != 1.0:
-        teacher, teacher_tail = _softened(teacher, teacher_tail, temperature)
-        chosen, chosen_tail = _softened(chosen, chosen_tail, temperature)
-    head = (teacher.exp() * (teacher - chosen)).sum(-1)
-    tail = teacher_tail.exp() * (teacher_tail - chosen_tail)
-    return (head + tail) * temperature**2
+
+    divergence: DivergenceName = "forward_kl"
+    beta: float = 0.5
+    skew: float = 0.1
+    cross_entropy: float = 0.0
+    temperature: float = 1.0
+
+    @classmethod
+    def of(cls, section: DistillSection) -> Loss:
+        """As a recipe says."""
+        return cls(
+            section.loss, section.beta, section.skew, section.cross_entropy, section.temperature
+        )
+
+    def __call__(self, logits: Tensor, targets: TeacherTargets, labels: Tensor) -> Tensor:
+        """float32 [T] in nats, from logits [T, V] and the next tokens int64 [T], IGNORED if none.
+
+        Raises:
+            BadInputError: the targets do not carry what the divergence needs.
+        """
+        values = self.of_targets(logits, targets)
+        if self.cross_entropy:
+            taught = cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
+            values = (1 - self.cross_entropy) * values + self.cross_entropy * taught
+        return values
+
+    def of_targets(self, logits: Tensor, targets: TeacherTargets) -> Tensor:
+        """The divergence alone, float32 [T] in nats."""
+        if isinstance(targets, SampledTargets):
+            return self._of_draws(logits, targets)
+        return self._of_top(logits, targets)
+
+    def _of_top(self, logits: Tensor, targets: TopTargets) -> Tensor:
+        logits = logits.float()
+        whole = logits.logsumexp(-1)
+        chosen = logits.gather(-1, targets.ids) - whole[:, None]
+        # float16 rounding in the cache leaves a mass of about 1
+        mass = torch.logaddexp(targets.logprobs.logsumexp(-1), targets.tail)
+        teacher = torch.cat([targets.logprobs, targets.tail[:, None]], -1) - mass[:, None]
+        rest = _log_rest(logits, targets.ids) - whole
+        student = torch.cat([chosen, rest[:, None]], -1)
+        if self.temperature != 1.0:
+            teacher = (teacher / self.temperature).log_softmax(-1)
+            student = (student / self.temperature).log_softmax(-1)
+        return self._term()(teacher, student).sum(-1) * self.temperature**2
+
+    def _of_draws(self, logits: Tensor, targets: SampledTargets) -> Tensor:
+        """The targets were drawn at the same temperature."""
+        student = (logits.float() / self.temperature).log_softmax(-1).gather(-1, targets.ids)
+        if self.divergence == "forward_kl":
+            values = -(targets.shares * student).sum(-1) - targets.entropy
+        elif targets.logprobs is None:
+            raise BadInputError(
+                f"{self.divergence} needs the probabilities of the drawn tokens, which this cache "
+                "has not; capture it with --probabilities, or with top_k targets"
+            )
+        else:
+            ratio = self._term()(targets.logprobs, student) * (-targets.logprobs).exp()
+            values = (targets.shares * ratio).sum(-1)
+        return values * self.temperature**2
+
+    def _term(self) -> Term:
+        return {
+            "forward_kl": _kl,
+            "reverse_kl": lambda t, s: _kl(s, t),
+            "jsd": lambda t, s: _jensen_shannon(t, s, self.beta),
+            "skew_forward": lambda t, s: _kl(t, _mixture(t, s, self.skew)),
+            "skew_reverse": lambda t, s: _kl(s, _mixture(s, t, self.skew)),
+            "total_variation": lambda t, s: (t.exp() - s.exp()).abs() / 2,
+        }[self.divergence]
 
 
-def _softened(
-    head: torch.Tensor, tail: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities [T, K] and [T] with every outcome's probability to the power 1 / tau."""
-    head, tail = head / temperature, tail / temperature
-    whole = torch.logaddexp(head.logsumexp(-1), tail)
-    return head - whole[:, None], tail - whole
+def top_k_kl(logits: Tensor, targets: TopTargets, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) in nats at each position: float32 [T] from logits [T, V]."""
+    return Loss(temperature=temperature).of_targets(logits, targets)
 
 
-def _log_rest(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return p.exp() * (p - q)
+
+
+def _mixture(p: Tensor, q: Tensor, share: float) -> Tensor:
+    """log(share p + (1 - share) q)."""
+    return torch.logaddexp(p + math.log(share), q + math.log1p(-share))
+
+
+def _jensen_shannon(t: Tensor, s: Tensor, beta: float) -> Tensor:
+    middle = _mixture(t, s, beta)
+    return beta * _kl(t, middle) + (1 - beta) * _kl(s, middle)
+
+
+def _log_rest(logits: Tensor, ids: Tensor) -> Tensor:
     """Logsumexp outside ``ids``, summed directly: 1 - sum loses all digits when it is small."""
     if ids.shape[-1] == logits.shape[-1]:
         return logits.logsumexp(-1) + LOWEST

@@ -32,8 +32,17 @@ class PassNeeds:
     states_disk: int
 
 
-def pass_needs(opened: OpenModel, text: Text) -> PassNeeds:
-    """What a pass over ``text`` needs; ``opened`` need not be loaded."""
+@dataclass(frozen=True)
+class WeightNeeds:
+    """Bytes while weights are loaded: all of them, the largest layer alone, what is in no layer."""
+
+    whole: int
+    largest_layer: int
+    rest: int
+
+
+def weight_needs(opened: OpenModel) -> WeightNeeds:
+    """What loading ``opened`` needs."""
     architecture, width = opened.architecture, opened.dtype.itemsize
     layers = [0] * len(opened.layers)
     rest = 0
@@ -45,17 +54,23 @@ def pass_needs(opened: OpenModel, text: Text) -> PassNeeds:
             layers[spec.layer // opened.parts] += size
         else:
             rest += size
+    weights = architecture.parameters() * width
+    return WeightNeeds(weights + max(*layers, rest), max(layers), rest)
+
+
+def pass_needs(opened: OpenModel, text: Text) -> PassNeeds:
+    """What a pass over ``text`` needs; ``opened`` need not be loaded."""
+    architecture, weights = opened.architecture, weight_needs(opened)
     sums = [
         _sums_bytes(layer.mixture, architecture.hidden_size, len(text.domains))
         for layer in architecture.layers
         if layer.mixture
     ]
-    batch = _batch_bytes(architecture, text)
+    batch = batch_bytes(architecture, text)
     tokens = sum(len(s.tokens) for s in text.sequences)
-    weights = architecture.parameters() * width
     return PassNeeds(
-        whole=BASE_MEMORY + weights + max(*layers, rest) + 2 * sum(sums) + batch,
-        streamed=BASE_MEMORY + max(layers) + max(4 * max(sums), 3 * sum(sums)) + batch,
+        whole=BASE_MEMORY + weights.whole + 2 * sum(sums) + batch,
+        streamed=BASE_MEMORY + weights.largest_layer + max(4 * max(sums), 3 * sum(sums)) + batch,
         sums_disk=(len(text.chunks) + 1) * sum(sums),
         states_disk=2 * tokens * architecture.hidden_size * FLOAT32_BYTES,
     )
@@ -75,7 +90,7 @@ def _sums_bytes(mixture: Mixture, hidden_size: int, domains: int) -> int:
     return FLOAT64_BYTES * (experts * each + choices * (choices + domains) + domains)
 
 
-def _batch_bytes(architecture: Architecture, text: Text) -> int:
+def batch_bytes(architecture: Architecture, text: Text) -> int:
     """Of the activations of one batch in one layer."""
     tokens = max(text.longest, min(BATCH_TOKENS, sum(len(s.tokens) for s in text.sequences)))
     widths = [architecture.intermediate_size]

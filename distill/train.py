@@ -27,11 +27,13 @@ from edgekit.checkpoint import (
     write_checkpoint,
 )
 from edgekit.digests import json_digest
-from edgekit.distill.cache import INDEX, LogitCache
+from edgekit.distill.cache import INDEX, TOKENIZER, LogitCache
 from edgekit.distill.divergence import Divergence
 from edgekit.distill.fake_quantize import fake_quantize
+from edgekit.distill.losses import Loss
 from edgekit.distill.masked import prefix_mask
 from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.same_tokenizer import require_tokenizer
 from edgekit.distill.state import TrainingState, restore_state
 from edgekit.distill.trainable import is_norm
 from edgekit.distill.trainer import Trainer
@@ -41,6 +43,7 @@ from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
 from edgekit.rules import require_unpacked
 from edgekit.scheme import Scheme
+from edgekit.text import TOKENIZER as TOKENIZER_JSON
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -83,34 +86,33 @@ def train(
     scratch: Path | None = None,
     quantization: QuantizeSection | None = None,
     *,
-    temperature: float = 1.0,
     device: str = "cpu",
+    skip_missing: bool = False,
 ) -> TrainReport:
     """Train ``student`` on ``cache`` and write the healed checkpoint into ``out``.
 
     Of a student with nested sizes (:mod:`edgekit.nested`) all prefixes are trained in turn.
-    ``temperature`` softens both distributions.
 
     With ``params.quantization_aware`` every matrix is, during training, what ``quantization`` will
     make of it, so router and norms learn to make up for the rounding (after Norm Tweaking, arXiv
     2309.02784). The matrices themselves are written as they were, and quantizing them gives the
-    same codes again.
+    same codes again. With ``skip_missing`` it goes on without shards that are not there.
 
     Raises:
-        BadInputError: the vocabularies differ, or the student diverged.
+        BadInputError: the cache does not fit the student or the loss, or the student diverged.
     """
-    logits = LogitCache(cache)
+    logits = LogitCache(cache, skip_missing)
     rounding = quantization if params.quantization_aware else None
     torch.manual_seed(params.seed)
     with open_model(student, device=device) as opened:
-        _check_vocabulary(student, opened.architecture.vocab_size, logits)
+        _require_fit(opened, logits, params)
         if rounding:
             require_unpacked(params.trainable)
             fake_quantize(opened, rounding, progress)
         config = str(student / "config.json")
         nested = stored_sizes(opened.checkpoint.config, opened.architecture, config)
         masks = [prefix_mask(opened.mixtures, count) for count in nested] or [None]
-        trainer = Trainer(opened, logits, params, masks, temperature)
+        trainer = Trainer(opened, logits, params, masks, Loss.of(params))
         saved = scratch / "state" if scratch else None
         state = restore_state(saved, trainer.parameters, trainer.optimizer)
         if state is None:
@@ -142,8 +144,6 @@ def training_digest(
     student: Path,
     cache: Path,
     params: DistillSection,
-    *,
-    temperature: float = 1.0,
 ) -> str:
     """Names what a saved state belongs to: these weights, this cache and these options."""
     files = [(student / name).stat() for name in shard_names(student)]
@@ -153,16 +153,28 @@ def training_digest(
             "cache": read_json(cache / INDEX),
             "config": read_config(student),
             "params": params.model_dump(mode="json"),
-            "temperature": temperature,
         }
     )
 
 
-def _check_vocabulary(student: Path, vocab_size: int, cache: LogitCache) -> None:
-    if vocab_size != cache.index.vocab_size:
+def _require_fit(opened: OpenModel, cache: LogitCache, params: DistillSection) -> None:
+    index, vocab_size = cache.index, opened.architecture.vocab_size
+    if index.tokenizer and (opened.path / TOKENIZER_JSON).is_file():
+        require_tokenizer(opened.path, index.tokenizer, Path(cache.directory) / TOKENIZER)
+    if vocab_size < cache.vocab_size:
         raise BadInputError(
-            f"{student}: the vocabulary has {vocab_size} tokens but the teacher's has "
-            f"{cache.index.vocab_size}; choose a student with the teacher's tokenizer"
+            f"{opened.path}: the vocabulary has {vocab_size} tokens but the teacher's has "
+            f"{cache.vocab_size}; choose a student with the teacher's tokenizer"
+        )
+    if index.targets == "sampled" and index.temperature != params.temperature:
+        raise BadInputError(
+            f"{cache.directory}: its targets were drawn at temperature {index.temperature:g}, and "
+            f"training asks for {params.temperature:g}; use one temperature for both"
+        )
+    if index.targets == "sampled" and params.loss != "forward_kl" and not index.probabilities:
+        raise BadInputError(
+            f"{cache.directory}: {params.loss} needs the probabilities of drawn tokens; capture "
+            "with --probabilities, or top_k targets"
         )
 
 

@@ -8,22 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from edgekit.distill.divergence import (
     Divergence,
     Targets,
     equal_length_groups,
-    kl_by_sequence,
 )
+from edgekit.distill.head import Head
+from edgekit.distill.losses import IGNORED, Loss
 from edgekit.distill.masked import Mask, masked, measure_masked
 from edgekit.distill.open_model import OpenModel
 from edgekit.distill.state import TrainingState, save_state
+from edgekit.distill.targets import joined
 from edgekit.distill.trainable import trainable_parameters
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection
-from edgekit.sequences import TokenSequence
+from edgekit.sequences import TokenSequence, stacked
 
 SAVE_EVERY = 25  # steps
 WARMUP = 0.1  # of the steps
@@ -45,13 +48,14 @@ class Trainer:
         targets: Targets,
         params: DistillSection,
         masks: Sequence[Mask | None] = (None,),
-        temperature: float = 1.0,
+        loss: Loss | None = None,
     ) -> None:
         self.opened = opened
+        self.loss = loss or Loss()
+        self.head = Head(opened, targets.vocab_size)
         self.targets = targets
         self.params = params
         self.masks = masks
-        self.temperature = temperature
         self.parameters: dict[str, nn.Parameter] = trainable_parameters(opened, params.trainable)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=params.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
@@ -104,15 +108,32 @@ class Trainer:
         return loss
 
     def _accumulate(self, batch: list[int]) -> float:
-        """Add up the gradients of the mean KL over the positions of ``batch``; returns it."""
-        total = sum(len(self.targets.sequences[i].tokens) for i in batch)
+        """Add up the gradients of the mean loss over the positions of ``batch``; returns it."""
+        total = sum(self.targets.sequences[i].positions for i in batch)
         loss_sum = 0.0
         for group in equal_length_groups(self.targets, batch):
-            values = kl_by_sequence(self.opened.model, self.targets, group, self.temperature)
-            loss = torch.cat(values).sum() / total
+            loss = self._of_group(group) / total
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.item()
         return loss_sum
+
+    def _of_group(self, group: Sequence[int]) -> torch.Tensor:
+        """Σ of the loss over the positions of sequences of one length."""
+        sequences = [self.targets.sequences[n] for n in group]
+        ids = torch.from_numpy(stacked(sequences)).to(self.opened.device)
+        hidden = self.opened.decoder(input_ids=ids, use_cache=False).last_hidden_state
+        rows, taught, labels = [], [], []
+        for number, sequence, states in zip(group, sequences, hidden, strict=True):
+            counted = slice(None) if sequence.counted is None else sequence.counted
+            rows.append(states[counted])
+            taught.append(self.targets.targets(number))
+            labels.append(torch.from_numpy(next_tokens(sequence)[counted]))
+        targets = joined(taught).to(self.opened.device)
+        next_ids = torch.cat(labels).to(self.opened.device)
+        return self.head.summed(
+            torch.cat(rows),
+            lambda logits, part: self.loss(logits, targets[part], next_ids[part]),
+        )
 
 
 def batches(sequences: Sequence[TokenSequence], params: DistillSection) -> Iterator[list[int]]:
@@ -134,6 +155,11 @@ def batches(sequences: Sequence[TokenSequence], params: DistillSection) -> Itera
             if tokens >= params.batch_tokens:
                 yield batch
                 batch, tokens = [], 0
+
+
+def next_tokens(sequence: TokenSequence) -> NDArray[np.int64]:
+    """What each token is followed by, int64 [T]; the last by nothing that is known."""
+    return np.append(sequence.tokens[1:].astype(np.int64), IGNORED)
 
 
 def student_of(step: int, students: int, seed: int) -> int:

@@ -48,7 +48,7 @@ def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
     load = teacher.parameters() * FLOAT32_BYTES + BASE_MEMORY
     distill = recipe.distill
     seen = distill.steps * distill.batch_tokens if distill else 0
-    cache = tokens * (distill.top_k * 6 + 2) if distill else 0
+    cache = _cache_bytes(recipe)
     # step -> (multiply-adds, memory, disk)
     table = {
         "data": (tokens * active * 1.5, load, tokens * 8),
@@ -68,6 +68,16 @@ def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
         result.append(StepEstimate(step.name, time_class(seconds), int(memory), int(disk)))
     result.append(StepEstimate("pack", "seconds", BASE_MEMORY, packed))
     return result
+
+
+def _cache_bytes(recipe: Recipe) -> int:
+    """Of the teacher's targets: ids of three bytes and halves."""
+    distill = recipe.distill
+    if not distill:
+        return 0
+    top_k = distill.top_k * 5 + 2
+    trained = distill.bytes_per_token if distill.targets == "sampled" else top_k
+    return recipe.data.tokens * trained + recipe.data.held_out_tokens * top_k
 
 
 def time_class(seconds: float) -> str:

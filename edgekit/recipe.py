@@ -153,13 +153,39 @@ class ShrinkSection(Section):
         return self
 
 
+DivergenceName = Literal[
+    "forward_kl", "reverse_kl", "jsd", "skew_forward", "skew_reverse", "total_variation"
+]
+
+
 class DistillSection(Section):
     """``[distill]``: healing by KL to the teacher's cached logits."""
 
     steps: int = Field(ge=0, le=10**7)
     batch_tokens: int = Field(1024, ge=16, le=10**7, description="tokens per optimizer step")
     learning_rate: float = Field(1e-4, gt=0, le=1, allow_inf_nan=False)
-    top_k: int = Field(64, ge=1, le=4096, description="teacher logits kept per position")
+    targets: Literal["sampled", "top_k"] = Field(
+        "sampled",
+        description="what is kept of the teacher's distribution over training text: draws from it, "
+        "which teach as all of it would on average, or its most probable tokens and their rest",
+    )
+    bytes_per_token: int = Field(
+        50, ge=6, le=2000, description="size of sampled targets on disk, on average at most"
+    )
+    top_k: int = Field(
+        64, ge=1, le=4096,
+        description="teacher logits kept per position of held-out text, and of training text with "
+        "top_k targets; the rest is one tail mass",
+    )  # fmt: skip
+    loss: DivergenceName = Field("forward_kl", description="between teacher and student")
+    beta: float = Field(0.5, gt=0, lt=1, description="of jsd: near 0 like forward, near 1 reverse")
+    skew: float = Field(0.1, gt=0, lt=1, description="of the skewed losses: how much is mixed in")
+    cross_entropy: float = Field(
+        0.0, ge=0, le=1, description="share of the text's own next tokens in the loss"
+    )
+    temperature: float = Field(
+        1.0, gt=0, le=100, allow_inf_nan=False, description="softens teacher and student"
+    )
     trainable: tuple[Trainable, ...] = Field(
         ("router", "norms", "attention"), min_length=1, description="what is trained"
     )

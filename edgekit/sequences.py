@@ -1,7 +1,8 @@
 """Token sequences with their domain: what calibration, capture and evaluation read.
 
 A file ``sequences.safetensors`` holds ``tokens`` int32 [total], ``offsets`` int64 [n + 1],
-``domain`` uint8 [n] (index into the metadata's ``domains``) and ``held_out`` uint8 [n].
+``domain`` uint8 [n] (index into the metadata's ``domains``) and ``held_out`` uint8 [n]. Where some
+positions do not count there is ``counted`` uint8 [total] as well.
 """
 
 from __future__ import annotations
@@ -23,11 +24,21 @@ FILE_NAME = "sequences.safetensors"
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """``tokens`` int32 [length]; ``domain`` a label such as "chat"; ``held_out`` for evaluation."""
+    """``tokens`` int32 [length]; ``domain`` a label such as "chat"; ``held_out`` for evaluation.
+
+    ``counted`` bool [length] says at which positions what comes next is learned and measured, such
+    as those before an assistant's words; None for all.
+    """
 
     tokens: NDArray[np.int32]
     domain: str
     held_out: bool
+    counted: NDArray[np.bool_] | None = None
+
+    @property
+    def positions(self) -> int:
+        """How many positions count."""
+        return len(self.tokens) if self.counted is None else int(self.counted.sum())
 
 
 def write_sequences(path: Path, sequences: Sequence[TokenSequence]) -> None:
@@ -40,7 +51,9 @@ def write_sequences(path: Path, sequences: Sequence[TokenSequence]) -> None:
         "domain": np.array([domains.index(s.domain) for s in sequences], np.uint8),
         "held_out": np.array([s.held_out for s in sequences], np.uint8),
     }
-    kinds = {"tokens": "I32", "offsets": "I64", "domain": "U8", "held_out": "U8"}
+    if any(s.counted is not None for s in sequences):
+        arrays["counted"] = np.concatenate([_counted(s) for s in sequences]).astype(np.uint8)
+    kinds = {"tokens": "I32", "offsets": "I64", "domain": "U8", "held_out": "U8", "counted": "U8"}
     layout = [TensorInfo(name, kinds[name], array.shape) for name, array in arrays.items()]
     with TensorFileWriter(path, layout, {"domains": json.dumps(domains)}) as writer:
         for name, array in arrays.items():
@@ -60,11 +73,15 @@ def read_sequences(path: Path) -> list[TokenSequence]:
             tokens = file.array("tokens").copy()
             labels = [domains[i] for i in file.array("domain")]
             held_out = [bool(h) for h in file.array("held_out")]
+            masked = "counted" in file.tensors
+            counted = file.array("counted").astype(np.bool_) if masked else None
             bounds = list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
         except (KeyError, IndexError, ValueError) as error:
             raise BadInputError(f"{path}: not a file of token sequences; make it again") from error
     return [
-        TokenSequence(tokens[begin:end], label, held)
+        TokenSequence(
+            tokens[begin:end], label, held, None if counted is None else counted[begin:end]
+        )
         for (begin, end), label, held in zip(bounds, labels, held_out, strict=True)
     ]
 
@@ -98,4 +115,10 @@ def sequences_digest(sequences: Sequence[TokenSequence]) -> str:
     for sequence in sequences:
         digest.update(f"{sequence.domain}\0{sequence.held_out}\0{len(sequence.tokens)}\0".encode())
         digest.update(np.ascontiguousarray(sequence.tokens, np.int32).tobytes())
+        if sequence.counted is not None:
+            digest.update(np.packbits(sequence.counted).tobytes())
     return digest.hexdigest()
+
+
+def _counted(sequence: TokenSequence) -> NDArray[np.bool_]:
+    return np.ones(len(sequence.tokens), np.bool_) if sequence.counted is None else sequence.counted

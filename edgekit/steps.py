@@ -102,16 +102,19 @@ def _shrink(recipe: Recipe) -> Step:
 
 
 def _capture(recipe: Recipe) -> Step:
-    assert recipe.distill is not None
-    top_k = recipe.distill.top_k
+    section = recipe.distill
+    assert section is not None
 
     def run(c: Context) -> Any:
-        from edgekit.distill.capture import capture
+        from edgekit.distill.capture import CaptureOptions, capture
 
         teacher, data = c.inputs["teacher"], c.inputs["data"]
-        return capture(teacher, data, top_k, c.out, c.progress, c.scratch)
+        options = CaptureOptions.of(section, c.force)
+        return capture(teacher, data, options, c.out, c.progress, c.scratch)
 
-    return Step("capture", ("distill",), ("teacher", "data"), {"top_k": top_k}, run)
+    names = ("targets", "bytes_per_token", "top_k", "loss", "temperature", "seed")
+    params = {name: getattr(section, name) for name in names}
+    return Step("capture", ("distill",), ("teacher", "data"), params, run)
 
 
 def _distill(recipe: Recipe, student: str) -> Step:

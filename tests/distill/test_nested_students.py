@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from edgekit.distill.cache import LogitCache
-from edgekit.distill.capture import capture
+from edgekit.distill.capture import CaptureOptions, capture
 from edgekit.distill.collect import collect
 from edgekit.distill.criteria import scores
 from edgekit.distill.divergence import remember
@@ -91,7 +91,7 @@ def test_healing_is_compared_and_leaves_the_teacher_as_it_was(
 ):
     write_sequences(tmp_path / FILE_NAME, text)
     (tmp_path / "cache").mkdir()
-    capture(teacher, tmp_path, 512, tmp_path / "cache", Silent())
+    capture(teacher, tmp_path, CaptureOptions("top_k", top_k=512), tmp_path / "cache", Silent())
     with open_model(teacher) as opened:
         mixture = opened.architecture.moe
         separate = {size: choose(statistics, mixture, size, "random").kept for size in (6, 4)}

@@ -1,0 +1,122 @@
+"""``edgekit distill capture`` and ``verify``: making a logit cache."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.atomic import atomic_directory
+from edgekit.cli.common import Force, Json, Model, Out, print_json, size
+from edgekit.progress import default_progress
+from edgekit.recipe import DataSection, DistillSection, checked
+from edgekit.sources import resolve_model
+
+capture_app = typer.Typer(add_completion=False)
+verify_app = typer.Typer(add_completion=False)
+
+
+@capture_app.command()
+def capture(
+    model: Model,
+    out: Out,
+    data: Annotated[list[str] | None, typer.Option(help=".txt, .jsonl, .parquet.")] = None,
+    sequences: Annotated[
+        Path | None, typer.Option(help="Directory of a cache or a build's step: its text again.")
+    ] = None,
+    tokens: int = 8192,
+    held_out_tokens: int = 2048,
+    sequence_length: int = 256,
+    targets: Annotated[str, typer.Option(help="sampled or top_k.")] = "sampled",
+    bytes_per_token: Annotated[int, typer.Option(help="Of sampled targets, on average.")] = 50,
+    top_k: Annotated[int, typer.Option(help="Tokens kept with top_k, and of held-out text.")] = 64,
+    loss: Annotated[str, typer.Option(help="What will be trained on it.")] = "forward_kl",
+    temperature: float = 1.0,
+    shards: Annotated[
+        list[Path] | None, typer.Option(help="Directories with shards of other machines.")
+    ] = None,
+    streamed: Annotated[
+        bool, typer.Option("--streamed", help="A layer in memory at a time, even if all would fit.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Of torch.")] = "cpu",
+    seed: int = 0,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Run the teacher once and keep what it says; interrupted, the same command continues.
+
+    Under `accelerate launch` or `torchrun` each process takes a share.
+    """
+    section = checked(
+        DataSection, files=tuple(data or ()), tokens=tokens, held_out_tokens=held_out_tokens,
+        sequence_length=sequence_length, seed=seed,
+    )  # fmt: skip
+    kept = checked(
+        DistillSection, steps=0, targets=targets, bytes_per_token=bytes_per_token, top_k=top_k,
+        loss=loss, temperature=temperature, seed=seed,
+    )  # fmt: skip
+    import dataclasses
+
+    from edgekit.digests import json_digest
+    from edgekit.distill.calibration import make_sequences
+    from edgekit.distill.capture import CaptureOptions, capture_shards, finish_capture
+    from edgekit.distill.collect import PassOptions, Share
+
+    progress = default_progress()
+    teacher = resolve_model(model, progress)
+    running = PassOptions(device=device, mode="streamed" if streamed else "auto", force=force)
+    options = dataclasses.replace(CaptureOptions.of(kept), running=running)
+    out = out.absolute()
+    text = sequences or section.model_dump(mode="json")
+    key = json_digest([str(teacher.resolve()), str(text), kept.model_dump(mode="json")])[:12]
+    work = out.with_name(f".{out.name}.capture-{key}")
+    work.mkdir(parents=True, exist_ok=True)
+    share = Share.of_process()
+    source = sequences or work / f"text-{share.rank}"
+    if sequences is None:
+        source.mkdir(exist_ok=True)
+        make_sequences(teacher, section, source, progress, source)
+    others = tuple(shards or ())
+    left = capture_shards(teacher, source, options, work, progress, share, others)
+    if left:
+        print(
+            f"{left} shards are left to other processes, the last of which puts the cache "
+            f"together; those of this one: {work}"
+        )
+        return
+    with atomic_directory(out) as directory:
+        report = finish_capture(teacher, source, options, directory, [work, *others], progress)
+    shutil.rmtree(work, ignore_errors=True)
+    if json:
+        print_json(report)
+    else:
+        print(
+            f"{report.positions} positions, {size(report.size_bytes)}, "
+            f"{report.bytes_per_token:.1f} bytes per token of training text: {out}"
+        )
+
+
+@verify_app.command()
+def verify(
+    cache: Annotated[str, typer.Argument(help="Directory or address of a cache.")],
+    json: Json = False,
+) -> None:
+    """Compare every shard with its sha256."""
+    from edgekit.distill.cache import LogitCache
+    from edgekit.distill.cache_write import damaged_shards
+    from edgekit.errors import BadInputError
+
+    opened = LogitCache(cache, skip_missing=True)
+    damaged = damaged_shards(opened, default_progress())
+    if damaged:
+        raise BadInputError(
+            f"{cache}: {len(damaged)} shards are damaged or missing, {damaged[0]} the first; "
+            "remove them and capture again, or train without them (--skip-missing)"
+        )
+    if json:
+        print_json(opened.index)
+    else:
+        shards = len(opened.index.training) + len(opened.index.held_out)
+        print(f"{len(opened.sequences)} sequences in {shards} shards, all whole: {cache}")

@@ -1,0 +1,291 @@
+"""Draws and their statistics, the cache's round trip, and what must be refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from edgekit.distill.cache import INDEX, LogitCache
+from edgekit.distill.cache_write import damaged_shards, id_bytes
+from edgekit.distill.capture import (
+    CaptureOptions,
+    capture,
+    capture_shards,
+    finish_capture,
+)
+from edgekit.distill.collect import PassOptions, Share
+from edgekit.distill.targets import most_draws, sampled_targets, uniform_numbers
+from edgekit.distill.teacher import teacher_logits
+from edgekit.errors import BadInputError, OutOfResourcesError
+from edgekit.progress import Silent
+from edgekit.sequences import FILE_NAME, TokenSequence, write_sequences
+
+
+def make_text(directory, count=20, counted=False):
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(count):
+        tokens = rng.integers(3, 100, 12 + i).astype(np.int32)
+        mask = rng.random(len(tokens)) < 0.5 if counted else None
+        made.append(TokenSequence(tokens, "chat", i % 5 == 4, mask))
+    directory.mkdir(exist_ok=True)
+    write_sequences(directory / FILE_NAME, made)
+    return directory
+
+
+@pytest.fixture
+def sequences(tmp_path):
+    return make_text(tmp_path / "sequences")
+
+
+def captured(teacher, sequences, out, *args, scratch=None, **options):
+    out.mkdir(exist_ok=True)
+    return capture(teacher, sequences, CaptureOptions(*args, **options), out, Silent(), scratch)
+
+
+def of_worker(teacher, sequences, work, rank):
+    work.mkdir(exist_ok=True)
+    return capture_shards(teacher, sequences, CaptureOptions(), work, Silent(), Share(rank, 2))
+
+
+def teachers_logits(cache, teacher, number):
+    logits = torch.from_numpy(teacher_logits(teacher)(cache.sequences[number].tokens))
+    return logits[:, : cache.vocab_size]
+
+
+def test_counts_differ_from_their_mean_by_less_than_one():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(64, 500, generator=generator)
+    uniform = torch.rand(64, generator=generator, dtype=torch.float64)
+    targets = sampled_targets(logits, 12.0, uniform)
+    counts = torch.zeros(64, 500).scatter_add(-1, targets.ids, targets.counts)
+    draws = counts.sum(-1, keepdim=True)
+    assert ((counts - draws * logits.softmax(-1)).abs() < 1).all()
+    assert torch.equal(draws[:, 0].long(), most_draws(logits.double().softmax(-1), 12.0))
+    expected = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(targets.entropy, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_as_many_draws_as_the_entries_allow():
+    flat = torch.full((1, 64), 1 / 64)
+    assert most_draws(flat, 12.0).item() == 12
+    peaked = torch.tensor([[0.97, 0.01, 0.01, 0.01]])
+    assert most_draws(peaked, 4.0).item() == 255
+    assert most_draws(peaked, 2.0).item() == 33  # 1 + 3 * 33 * 0.01 <= 2 < 1 + 3 * 34 * 0.01
+
+
+def test_uniform_numbers_depend_on_seed_and_text_alone():
+    first = uniform_numbers(1, "ab" * 32, 5)
+    assert torch.equal(first, uniform_numbers(1, "ab" * 32, 9)[:5])
+    assert not torch.equal(first, uniform_numbers(2, "ab" * 32, 5))
+    assert not torch.equal(first, uniform_numbers(1, "ac" * 32, 5))
+
+
+@pytest.mark.parametrize("mode", ["whole", "streamed"])
+def test_top_k_targets_are_the_teachers_distribution(tiny_mixtral, sequences, tmp_path, mode):
+    captured(tiny_mixtral, sequences, tmp_path / "cache", "top_k", top_k=512,
+             running=PassOptions(mode=mode))  # fmt: skip
+    cache = LogitCache(tmp_path / "cache")
+    assert len(cache.sequences) == 20
+    for number in (0, 19):
+        expected = teachers_logits(cache, tiny_mixtral, number).log_softmax(-1)
+        targets = cache.targets(number)
+        found = torch.zeros_like(expected).scatter(-1, targets.ids, targets.logprobs)
+        # float16 keeps log-probabilities of size 10 to 0.005
+        torch.testing.assert_close(found, expected, atol=6e-3, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["whole", "streamed"])
+def test_drawn_targets_come_back_as_they_were_drawn(tiny_mixtral, sequences, tmp_path, mode):
+    report = captured(tiny_mixtral, sequences, tmp_path / "cache", probabilities=True,
+                      running=PassOptions(mode=mode))  # fmt: skip
+    cache = LogitCache(tmp_path / "cache")
+    training = [n for n, s in enumerate(cache.sequences) if not s.held_out]
+    for number in training:
+        logits = teachers_logits(cache, tiny_mixtral, number)
+        targets = cache.targets(number)
+        drawn = torch.zeros_like(logits).scatter_add(-1, targets.ids, targets.counts)
+        expected = drawn.sum(-1, keepdim=True) * logits.softmax(-1)
+        assert ((drawn - expected).abs() < 1.001).all()
+        taken = targets.counts > 0
+        exact = logits.log_softmax(-1).gather(-1, targets.ids)
+        torch.testing.assert_close(targets.logprobs[taken], exact[taken], atol=6e-3, rtol=0)
+        whole = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+        torch.testing.assert_close(targets.entropy, whole, atol=6e-3, rtol=1e-3)
+    assert 5 < report.bytes_per_token < 52  # the header of so small a file is seen
+
+
+def test_only_counted_positions_are_kept(tiny_mixtral, tmp_path):
+    text = make_text(tmp_path / "text", counted=True)
+    captured(tiny_mixtral, text, tmp_path / "cache", "top_k", top_k=8)
+    cache = LogitCache(tmp_path / "cache")
+    for number, sequence in enumerate(cache.sequences):
+        logits = teachers_logits(cache, tiny_mixtral, number)[sequence.counted]
+        assert len(cache.targets(number)) == sequence.positions == len(logits)
+        assert torch.equal(cache.targets(number).ids[:, 0], logits.argmax(-1))
+
+
+@pytest.mark.parametrize(("vocab_size", "size"), [(256, 2), (65_536, 2), (65_537, 3)])
+def test_ids_take_as_few_bytes_as_hold_them(vocab_size, size):
+    assert id_bytes(vocab_size) == size
+
+
+def test_workers_and_resumed_captures_give_the_same_bytes(
+    tiny_mixtral, sequences, tmp_path, monkeypatch
+):
+    import edgekit.distill.cache_write as writing
+    import edgekit.distill.final_states as running
+
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
+    whole, work, out = tmp_path / "whole", tmp_path / "work", tmp_path / "out"
+    captured(tiny_mixtral, sequences, whole)
+    assert of_worker(tiny_mixtral, sequences, work, 0) > 0
+    assert of_worker(tiny_mixtral, sequences, work, 1) == 0
+    captured(tiny_mixtral, sequences, out, scratch=work)
+    files = sorted(f.name for f in whole.iterdir() if f.is_file())
+    assert len(files) > 6
+    for name in files:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("the teacher was run again")
+
+    monkeypatch.setattr(running, "_whole", refuse)
+    captured(tiny_mixtral, sequences, tmp_path / "again", scratch=work)
+    assert (tmp_path / "again" / INDEX).read_bytes() == (whole / INDEX).read_bytes()
+
+
+def test_added_text_keeps_the_shards_that_were_there(tiny_mixtral, tmp_path, monkeypatch):
+    import edgekit.distill.cache_write as writing
+
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
+    captured(tiny_mixtral, make_text(tmp_path / "a", 20), tmp_path / "cache")
+    before = {f.name for f in (tmp_path / "cache").glob("shard-*")}
+    captured(tiny_mixtral, make_text(tmp_path / "b", 30), tmp_path / "cache")
+    cache = LogitCache(tmp_path / "cache")
+    assert len(cache.sequences) == 30
+    kept = before & {shard.file for shard in (*cache.index.training, *cache.index.held_out)}
+    assert len(kept) >= len(before) - 2  # the last of each split grew
+
+
+def test_shards_of_two_machines_are_gathered(tiny_mixtral, sequences, tmp_path, monkeypatch):
+    import edgekit.distill.cache_write as writing
+
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
+    captured(tiny_mixtral, sequences, tmp_path / "whole")
+    for rank in (0, 1):
+        of_worker(tiny_mixtral, sequences, tmp_path / str(rank), rank)
+    whole = LogitCache(tmp_path / "whole")
+    (tmp_path / "out").mkdir()
+
+    def gather(*ranks):
+        sources = [tmp_path / rank for rank in ranks]
+        finish_capture(
+            tiny_mixtral, sequences, CaptureOptions(), tmp_path / "out", sources, Silent()
+        )
+
+    with pytest.raises(BadInputError, match=r"\d+ of \d+ shards are not there yet"):
+        gather("0")
+    gather("0", "1")
+    assert LogitCache(tmp_path / "out").index == whole.index
+    assert not damaged_shards(LogitCache(tmp_path / "out"), Silent())
+
+
+def test_a_missing_shard_is_named_or_left_out(tiny_mixtral, sequences, tmp_path, monkeypatch):
+    import edgekit.distill.cache_write as writing
+
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
+    out = tmp_path / "cache"
+    captured(tiny_mixtral, sequences, out)
+    whole = LogitCache(out)
+    gone = whole.index.training[1]
+    (out / gone.file).unlink()
+    with pytest.raises(BadInputError, match=f"{gone.file} is missing.*--skip-missing"):
+        LogitCache(out)
+    cache = LogitCache(out, skip_missing=True)
+    assert cache.missing == [gone.file]
+    assert len(cache.sequences) == 20 - gone.sequences
+    last = len(cache.sequences) - 1  # what follows the gap still has its own targets
+    assert torch.equal(cache.targets(last).ids, whole.targets(19).ids)
+    assert np.array_equal(cache.sequences[last].tokens, whole.sequences[19].tokens)
+
+
+def test_a_changed_byte_is_found(tiny_mixtral, sequences, tmp_path):
+    out = tmp_path / "cache"
+    captured(tiny_mixtral, sequences, out)
+    shard = next(out.glob("shard-*"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.unlink()
+    shard.write_bytes(content)
+    assert damaged_shards(LogitCache(out), Silent()) == [shard.name]
+
+
+def test_a_cache_of_other_sequences_is_refused(tiny_mixtral, sequences, tmp_path):
+    out = tmp_path / "cache"
+    captured(tiny_mixtral, sequences, out)
+    other = [TokenSequence(np.arange(3, 20, dtype=np.int32), "chat", False)]
+    (out / FILE_NAME).unlink()
+    write_sequences(out / FILE_NAME, other)
+    with pytest.raises(BadInputError, match="not the sequences"):
+        LogitCache(out)
+
+
+def test_an_index_of_another_version_is_refused(tiny_mixtral, sequences, tmp_path):
+    out = tmp_path / "cache"
+    captured(tiny_mixtral, sequences, out)
+    values = json.loads((out / INDEX).read_text())
+    (out / INDEX).write_text(json.dumps({**values, "version": 1}))
+    with pytest.raises(BadInputError, match="index of a logit cache of this version"):
+        LogitCache(out)
+
+
+def test_a_cache_is_read_through_fsspec(tiny_mixtral, sequences, tmp_path):
+    """From memory:// as from an object store."""
+    import fsspec
+
+    out = tmp_path / "cache"
+    captured(tiny_mixtral, sequences, out)
+    store = fsspec.filesystem("memory")
+    store.put(str(out), "/bucket/cache", recursive=True)
+    local, remote = LogitCache(out), LogitCache("memory://bucket/cache")
+    assert torch.equal(local.targets(3).ids, remote.targets(3).ids)
+    assert torch.equal(local.targets(3).counts, remote.targets(3).counts)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tokens": np.arange(3, 900, dtype=np.int32)}, "longer than the context"),
+        ({"tokens": np.array([3, 100_000], np.int32)}, "text has token 100000"),
+        ({"counted": np.zeros(12, np.bool_)}, "no position that counts"),
+    ],
+)
+def test_text_that_does_not_fit_is_refused(tiny_mixtral, tmp_path, change, reason):
+    text = TokenSequence(np.arange(3, 15, dtype=np.int32), "chat", False)
+    (tmp_path / "text").mkdir()
+    write_sequences(tmp_path / "text" / FILE_NAME, [dataclasses.replace(text, **change)])
+    with pytest.raises(BadInputError, match=reason):
+        captured(tiny_mixtral, tmp_path / "text", tmp_path / "cache")
+
+
+def test_too_few_bytes_for_a_token_are_refused(tiny_mixtral, sequences, tmp_path):
+    with pytest.raises(BadInputError, match="allow at least 6"):
+        captured(tiny_mixtral, sequences, tmp_path / "cache", bytes_per_token=5)
+
+
+def test_a_full_disk_leaves_no_half_shard(tiny_mixtral, sequences, tmp_path, monkeypatch):
+    import errno
+
+    import edgekit.distill.cache_write as writing
+
+    class Full(writing.TensorFileWriter):
+        def write(self, name, values, first_row=None):
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(writing, "TensorFileWriter", Full)
+    with pytest.raises(OutOfResourcesError, match="no space left"):
+        captured(tiny_mixtral, sequences, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("shard-*.safetensors"))
