@@ -349,6 +349,22 @@ def test_chat_answers_with_the_size_that_is_asked_for(run, capsys, monkeypatch):
     verify_pack(pack, Silent())  # running a size leaves nothing behind
 
 
+@pytest.mark.parametrize(
+    ("experts", "free", "folder"),
+    [(4, 10**12, "experts-4"), (0, 10**6, "experts-4"), (0, 10**12, "")],
+)
+def test_the_server_loads_the_size_that_is_asked_for_or_fits(
+    run, monkeypatch, experts, free, folder
+):
+    import edgekit.runtimes.load_batching as loading
+    from edgekit.server.serve import Loader, Options
+
+    monkeypatch.setattr(edgekit.runtimes.devices, "available_memory", lambda: free)
+    monkeypatch.setattr(loading, "load_batch_engine", lambda directory, *_, **__: directory)
+    found = Loader(Options(run / "pack", experts=experts), Silent())()
+    assert found == run / "pack" / VARIANT / folder
+
+
 def test_chat_refuses_other_sizes_by_name(run, tiny_llama, quantized, variant, capsys):
     for place in (run / "pack", run / "pack" / VARIANT):
         _, told = chat(capsys, place, "--experts", 5, code=2)

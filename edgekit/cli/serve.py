@@ -32,6 +32,10 @@ def command(
     device: Annotated[
         str, typer.Option("--device", help="Target to run on; the best one here by default.")
     ] = "",
+    experts: Annotated[
+        int,
+        typer.Option(min=0, help="Of a pack with nested sizes; the largest that fits by default."),
+    ] = 0,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="Holds the token; made when missing.")
     ] = None,
@@ -72,6 +76,7 @@ def command(
         host=host,
         port=port,
         device=device,
+        experts=experts,
         token_file=token_file,
         state_file=state_file,
         embeddings=embeddings,

@@ -49,6 +49,7 @@ class Options:
         token_file: kept from run to run; None makes a token for this run alone where there is a
             ``state_file`` to tell it, and keeps one in the user's configuration otherwise.
         state_file: told ``{url, token, admin_token, pid, model}`` once the server listens.
+        experts: of a pack with nested sizes; 0 for the largest that fits.
         cache_bytes: memory for prompts' prefixes; None leaves it to the runtime.
         child: a parent process started it: it ends when standard input does, and goes on with
             ``/health`` saying "failed" when the model cannot be loaded.
@@ -58,6 +59,7 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 0
     device: str = ""
+    experts: int = 0
     token_file: Path | None = None
     state_file: Path | None = None
     embeddings: Path | None = None
@@ -144,8 +146,9 @@ class Loader:
         options = self._options
         if self._found is None:
             self._found = locate(
-                options.pack, options.device, self._progress, options.allow_damaged
-            )
+                options.pack, options.device, self._progress, options.allow_damaged,
+                experts=options.experts,
+            )  # fmt: skip
         from edgekit.runtimes.load_batching import load_batch_engine
 
         directory, target = self._found
