@@ -108,6 +108,11 @@ def collect(
         scratch.mkdir(parents=True, exist_ok=True)
     files = [scratch / f"chunk-{key}-{n:02}.safetensors" for n in range(len(text.chunks))]
     mine = [n for n in range(len(files)) if n % share.workers == share.rank]
+    if not mine:
+        raise BadInputError(
+            f"the text has {len(files)} chunks for {share.workers} processes; start at most "
+            f"{len(files)}, or raise [data] tokens"
+        )
     if not all(files[n].is_file() for n in mine):
         dtype = getattr(torch, options.dtype)
         with open_model(model, dtype=dtype, device=options.device, load=False) as opened:

@@ -152,7 +152,10 @@ def measure_experts(
     scratch: Path,
     options: PassOptions | None = None,
 ) -> Statistics:
-    """Write the statistics of ``model`` on a text into ``out`` for :func:`shrink`."""
+    """Write the statistics of ``model`` on a text into ``out`` for :func:`shrink`.
+
+    What several workers have measured into ``scratch`` is not measured again.
+    """
     text = read_sequences(sequences / FILE_NAME)
     found = collect(model, text, scratch, progress, options=options)
     require_whole(found, str(scratch))

@@ -47,6 +47,29 @@ def test_statistics_serve_every_criterion_and_keep_count(measured, run, tmp_path
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_processes_share_the_statistics_and_the_last_writes_them(
+    measured, run, tmp_path, monkeypatch
+):
+    teacher, _ = measured
+    out = tmp_path / "out"
+    monkeypatch.setattr("edgekit.distill.collect.CHUNK_TOKENS", 64)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shown = []
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        shown.append(run("stats", teacher, "--out", out, *TEXT))
+        assert out.is_dir() == (rank == "0")
+    assert "left to other processes" in shown[0] and "tokens measured" in shown[1]
+    monkeypatch.delenv("WORLD_SIZE")
+    alone = tmp_path / "alone"
+    run("stats", teacher, "--out", alone, *TEXT)
+    name = "statistics.safetensors"
+    assert (out / name).read_bytes() == (alone / name).read_bytes()
+    monkeypatch.setenv("WORLD_SIZE", "99")
+    monkeypatch.setenv("RANK", "98")
+    assert "start at most" in run("stats", teacher, "--out", tmp_path / "many", *TEXT, code=2)
+
+
 def test_the_table_of_auto_and_of_nested_sizes_fits_the_screen(measured, run, tmp_path):
     teacher, statistics = measured
     shown = run(teacher, "--statistics", statistics, "--criterion", "auto", "--keep", "0.5",

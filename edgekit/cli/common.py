@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -15,6 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.atomic import atomic_directory
+from edgekit.errors import BadInputError
+
+T = TypeVar("T")
 WIDTH = 100
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write; must not exist.")]
@@ -38,6 +42,20 @@ def console() -> Console:
     """Standard output, at most 100 columns wide, and 100 where it is not a terminal."""
     probe = Console()
     return Console(width=min(probe.width, WIDTH) if probe.is_terminal else WIDTH)
+
+
+def write_once(out: Path, workers: int, write: Callable[[Path], T]) -> T | None:
+    """What ``write`` returns for a directory that becomes ``out``; None where another of several
+    ``workers``, each of which may be the last to finish, has made it."""
+    if workers > 1 and out.is_dir():
+        return None
+    try:
+        with atomic_directory(out) as directory:
+            return write(directory)
+    except BadInputError:
+        if workers > 1 and out.is_dir():
+            return None
+        raise
 
 
 def to_json(value: Any) -> Any:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.atomic import atomic_directory
-from edgekit.cli.common import Force, Json, Model, Out, print_json, size
+from edgekit.cli.common import Force, Json, Model, Out, print_json, size, write_once
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, DistillSection, checked
 from edgekit.sources import resolve_model
+
+if TYPE_CHECKING:
+    from edgekit.distill.capture import CaptureReport
 
 capture_app = typer.Typer(add_completion=False)
 verify_app = typer.Typer(add_completion=False)
@@ -86,8 +88,14 @@ def capture(
             f"together; those of this one: {work}"
         )
         return
-    with atomic_directory(out) as directory:
-        report = finish_capture(teacher, source, options, directory, [work, *others], progress)
+
+    def write(directory: Path) -> CaptureReport:
+        return finish_capture(teacher, source, options, directory, [work, *others], progress)
+
+    report = write_once(out, share.workers, write)
+    if report is None:
+        print(f"{out}: written by another process")
+        return
     shutil.rmtree(work, ignore_errors=True)
     if json:
         print_json(report)

@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from edgekit.atomic import atomic_directory
-from edgekit.cli.common import Force, Json, Model, Out, console, count, print_json, table
+from edgekit.atomic import atomic_directory, link_or_copy
+from edgekit.cli.common import (
+    Force,
+    Json,
+    Model,
+    Out,
+    console,
+    count,
+    print_json,
+    table,
+    write_once,
+)
 from edgekit.progress import Progress, default_progress
 from edgekit.recipe import DataSection, checked
 from edgekit.sources import resolve_model
 
 if TYPE_CHECKING:
+    from edgekit.distill.statistics import Statistics
     from edgekit.sequences import TokenSequence
 
 Data = Annotated[list[str] | None, typer.Option("--data", help=".txt, .jsonl, .parquet.")]
@@ -92,14 +103,18 @@ def stats(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Measure every expert once; interrupted, the same command continues."""
+    """Measure every expert once; interrupted, the same command continues.
+
+    Under `accelerate launch` or `torchrun` each process takes a share.
+    """
     section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
     from edgekit.digests import json_digest
     from edgekit.distill.calibration import make_sequences
-    from edgekit.distill.collect import PassOptions
+    from edgekit.distill.collect import PassOptions, Share, collect
     from edgekit.distill.keep import super_experts
     from edgekit.distill.shrink import measure_experts
     from edgekit.distill.skew import skew
+    from edgekit.sequences import FILE_NAME, read_sequences
 
     progress = default_progress()
     teacher = resolve_model(model, progress)
@@ -107,10 +122,25 @@ def stats(
     key = json_digest([str(teacher.resolve()), section.model_dump(mode="json")])[:12]
     scratch = out.with_name(f".{out.name}.state-{key}")
     options = PassOptions(device=device, mode="streamed" if streamed else "auto", force=force)
-    with atomic_directory(out) as directory:
-        scratch.mkdir(parents=True, exist_ok=True)
-        make_sequences(teacher, section, directory, progress, scratch)
-        found = measure_experts(teacher, directory, directory, progress, scratch, options)
+    share = Share.of_process()
+    text = scratch / f"text-{share.rank}"
+    text.mkdir(parents=True, exist_ok=True)
+    make_sequences(teacher, section, text, progress, text)
+    measured = read_sequences(text / FILE_NAME)
+    part = collect(teacher, measured, scratch, progress, share, options)
+    left = part.info.total_chunks - len(part.info.chunks)
+    if left:
+        print(f"{left} chunks are left to other processes, the last of which writes {out}")
+        return
+
+    def write(directory: Path) -> Statistics:
+        link_or_copy(text / FILE_NAME, directory / FILE_NAME)
+        return measure_experts(teacher, text, directory, progress, scratch, options)
+
+    found = write_once(out, share.workers, write)
+    if found is None:
+        print(f"{out}: written by another process")
+        return
     shutil.rmtree(scratch, ignore_errors=True)
     uneven, protected, unreached = skew(found), super_experts(found), found.unreached()
     seen = {domain: int(found.seen[:, i].sum()) for i, domain in enumerate(found.domains)}
