@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.distill.documents import read_documents, read_domains, require_goal
+from edgekit.distill.generate import decode
 from edgekit.distill.loading import Model, load_model
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress, Task
@@ -233,12 +235,13 @@ def sample(
     queues = [itertools.cycle(row.prompts) for row in rows]
     forced = [list(reversed(next(queue))) for queue in queues]
     columns: list[list[int]] = [[stack.pop() for stack in forced]]
-    cache = None
-    while len(columns) < length:
-        ids = torch.tensor(columns[-1])[:, None]
-        result = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache = result.past_key_values
-        column = _nucleus(result.logits[:, -1].float(), generator).tolist()
+
+    def read(ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        result = model(input_ids=ids, past_key_values=state, use_cache=True)
+        return result.logits[:, -1].float(), result.past_key_values
+
+    def choose(logits: torch.Tensor) -> torch.Tensor | None:
+        column = _nucleus(logits, generator).tolist()
         for row, stack in enumerate(forced):
             if not stack and columns[-1][row] in end_tokens:
                 stack.extend(reversed(next(queues[row])))
@@ -246,6 +249,9 @@ def sample(
                 column[row] = stack.pop()
         columns.append(column)
         task.advance(len(rows))
+        return torch.tensor(column) if len(columns) < length else None
+
+    decode(read, torch.tensor(columns[-1])[:, None], choose)
     task.advance(len(rows))
     tokens = np.array(columns, np.int32).T
     return [

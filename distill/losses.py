@@ -77,14 +77,7 @@ class Loss:
         return self._of_top(logits, targets)
 
     def _of_top(self, logits: Tensor, targets: TopTargets) -> Tensor:
-        logits = logits.float()
-        whole = logits.logsumexp(-1)
-        chosen = logits.gather(-1, targets.ids) - whole[:, None]
-        # float16 rounding in the cache leaves a mass of about 1
-        mass = torch.logaddexp(targets.logprobs.logsumexp(-1), targets.tail)
-        teacher = torch.cat([targets.logprobs, targets.tail[:, None]], -1) - mass[:, None]
-        rest = _log_rest(logits, targets.ids) - whole
-        student = torch.cat([chosen, rest[:, None]], -1)
+        teacher, student = outcomes(logits, targets)
         if self.temperature != 1.0:
             teacher = (teacher / self.temperature).log_softmax(-1)
             student = (student / self.temperature).log_softmax(-1)
@@ -114,6 +107,19 @@ class Loss:
             "skew_reverse": lambda t, s: _kl(s, _mixture(s, t, self.skew)),
             "total_variation": lambda t, s: (t.exp() - s.exp()).abs() / 2,
         }[self.divergence]
+
+
+def outcomes(logits: Tensor, targets: TopTargets) -> tuple[Tensor, Tensor]:
+    """Log-probabilities that teacher and student give each kept token and, last, all others
+    together: float32 [T, K + 1] each, from student logits [T, V]."""
+    logits = logits.float()
+    whole = logits.logsumexp(-1)
+    chosen = logits.gather(-1, targets.ids) - whole[:, None]
+    # float16 rounding in the cache leaves a mass of about 1
+    mass = torch.logaddexp(targets.logprobs.logsumexp(-1), targets.tail)
+    teacher = torch.cat([targets.logprobs, targets.tail[:, None]], -1) - mass[:, None]
+    rest = _log_rest(logits, targets.ids) - whole
+    return teacher, torch.cat([chosen, rest[:, None]], -1)
 
 
 def top_k_kl(logits: Tensor, targets: TopTargets, temperature: float = 1.0) -> Tensor:
