@@ -12,10 +12,20 @@ terms that are not negative are missing: a lower bound. They differ by min(tail 
 from __future__ import annotations
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from edgekit.distill.losses import outcomes
 from edgekit.distill.targets import TopTargets
+
+
+class Acceptance(BaseModel):
+    """The share of a student's drafted tokens that the teacher accepts lies between these two."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at_least: float
+    at_most: float
 
 
 def acceptance(logits: Tensor, targets: TopTargets) -> Tensor:

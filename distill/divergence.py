@@ -1,4 +1,4 @@
-"""KL(teacher || model) on held-out text, by domain.
+"""KL(teacher || model) on held-out text, by domain, and how much the teacher would accept of it.
 
 The teacher's distributions come from a logit cache, or are remembered in memory when they are
 needed for one run only. The same sequences measured twice can be compared in pairs, which is much
@@ -7,7 +7,7 @@ finer than the intervals of each: what makes a sequence hard is hard for both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.bootstrap import FEWEST, Interval, mean_interval
+from edgekit.distill.acceptance import Acceptance, acceptance
 from edgekit.distill.loading import Model
 from edgekit.distill.losses import Loss
 from edgekit.distill.targets import TeacherTargets, TopTargets, top_k_targets
@@ -60,12 +61,14 @@ class RememberedTargets:
 
 
 class Divergence(BaseModel):
-    """KL in nats per token, over ``all`` held-out text and by domain."""
+    """KL in nats per token, over ``all`` held-out text and by domain; ``acceptance`` of the model
+    as a draft over all of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     all: Interval
     domains: dict[str, Interval]
+    acceptance: Acceptance | None = None
 
     @property
     def worst_domain(self) -> str:
@@ -80,16 +83,19 @@ class Divergence(BaseModel):
 
 @dataclass(frozen=True)
 class Measured:
-    """KL of every position of each sequence: ``values`` float64 [T] each."""
+    """KL of every position of each sequence, ``values`` float64 [T] each, and the bounds of the
+    acceptance there, ``accepted`` float64 [T, 2] each."""
 
     domains: tuple[str, ...]
     values: tuple[NDArray[np.float64], ...]
+    accepted: tuple[NDArray[np.float64], ...] = ()
 
     def divergence(self) -> Divergence:
         """Means with intervals."""
         return Divergence(
             all=mean_interval(self.values),
             domains={d: mean_interval(v) for d, v in self._by_domain().items()},
+            acceptance=self._acceptance(),
         )
 
     def worse_than(self, other: Measured) -> bool:
@@ -109,6 +115,12 @@ class Measured:
             return mine.worst > others.worst
         low = mean_interval(pairs).low
         return low is not None and low > 0
+
+    def _acceptance(self) -> Acceptance | None:
+        if not self.accepted:
+            return None
+        at_least, at_most = np.concatenate(self.accepted).mean(0).tolist()
+        return Acceptance(at_least=at_least, at_most=at_most)
 
     def _by_domain(self) -> dict[str, list[NDArray[np.float64]]]:
         result: dict[str, list[NDArray[np.float64]]] = {d: [] for d in sorted(set(self.domains))}
@@ -163,15 +175,20 @@ def remember(
 def measure(model: Model, targets: Targets, progress: Progress, name: str = "model") -> Measured:
     """KL at every position of the held-out sequences of ``targets``."""
     numbers = [i for i, s in enumerate(targets.sequences) if s.held_out]
-    found: dict[int, NDArray[np.float64]] = {}
-    total = sum(len(targets.sequences[n].tokens) for n in numbers)
+    values: dict[int, NDArray[np.float64]] = {}
+    accepted: dict[int, NDArray[np.float64]] = {}
+    total = sum(targets.sequences[n].positions for n in numbers)
     with progress.task(f"measure {name} on held-out text", total) as task:
         for group in equal_length_groups(targets, numbers):
-            for number, values in zip(group, kl_by_sequence(model, targets, group), strict=True):
-                found[number] = values.double().cpu().numpy()
-                task.advance(len(values))
+            for number, rows in zip(group, _rows(model, targets, group), strict=True):
+                taught = targets.targets(number).to(rows.device)
+                values[number] = Loss().of_targets(rows, taught).double().cpu().numpy()
+                if isinstance(taught, TopTargets):
+                    accepted[number] = acceptance(rows, taught).double().cpu().numpy()
+                task.advance(len(rows))
     domains = tuple(targets.sequences[n].domain for n in numbers)
-    return Measured(domains, tuple(found[n] for n in numbers))
+    kept = tuple(accepted[n] for n in numbers if n in accepted)
+    return Measured(domains, tuple(values[n] for n in numbers), kept)
 
 
 def equal_length_groups(targets: Targets, numbers: Sequence[int]) -> list[list[int]]:
@@ -181,16 +198,13 @@ def equal_length_groups(targets: Targets, numbers: Sequence[int]) -> list[list[i
     return [list(numbers[begin:end]) for begin, end in runs]
 
 
-def kl_by_sequence(model: Model, targets: Targets, group: Sequence[int]) -> list[torch.Tensor]:
-    """KL float32 [positions] of each of the sequences ``group``, which have one length."""
+def _rows(model: Model, targets: Targets, group: Sequence[int]) -> Iterator[torch.Tensor]:
+    """Logits [positions, tokens] of each of the sequences ``group``, which have one length."""
     sequences = [targets.sequences[n] for n in group]
-    found = []
-    for rows, number, sequence in zip(_logits(model, sequences), group, sequences, strict=True):
+    for rows, sequence in zip(_logits(model, sequences), sequences, strict=True):
         if sequence.counted is not None:
             rows = rows[torch.from_numpy(sequence.counted)]
-        taught = targets.targets(number).to(rows.device)
-        found.append(Loss().of_targets(rows[:, : targets.vocab_size], taught))
-    return found
+        yield rows[:, : targets.vocab_size]
 
 
 def _logits(model: Model, sequences: Sequence[TokenSequence]) -> torch.Tensor:

@@ -5,8 +5,12 @@ import pytest
 import torch
 
 from edgekit.distill.acceptance import acceptance, tokens_per_verification
+from edgekit.distill.divergence import measure, remember
 from edgekit.distill.losses import Loss
+from edgekit.distill.open_model import open_model
 from edgekit.distill.targets import top_k_targets
+from edgekit.progress import Silent
+from edgekit.sequences import TokenSequence
 
 
 @pytest.fixture
@@ -70,3 +74,18 @@ def test_the_most_accepted_is_what_rejection_sampling_accepts():
     found = acceptance(s.log()[None], top_k_targets(t.log()[None], 3))[0]
     assert found.tolist() == pytest.approx([accepted.mean()] * 2, abs=0.01)
     assert found[0].item() == pytest.approx(0.6)
+
+
+def test_it_is_measured_beside_the_kl_on_held_out_text(tiny_mixtral, tiny_model):
+    rng = np.random.default_rng(0)
+    made = [TokenSequence(rng.integers(3, 99, 12).astype(np.int32), "a", i > 2) for i in range(6)]
+    with open_model(tiny_mixtral) as teacher, open_model(tiny_model("mixtral", seed=3)) as student:
+        targets = remember(teacher.model, made, Silent())
+        found = measure(student.model, targets, Silent()).divergence().acceptance
+        assert measure(teacher.model, targets, Silent()).divergence().acceptance.at_least > 0.9999
+        ids = torch.tensor(np.stack([s.tokens for s in made[3:]]), dtype=torch.long)
+        t, s = (m.model(input_ids=ids, use_cache=False).logits for m in (teacher, student))
+    expected = exact(t.flatten(0, 1), s.flatten(0, 1)).mean().item()
+    assert found.at_least == pytest.approx(expected, abs=1e-5)
+    assert found.at_most == pytest.approx(expected, abs=1e-5)
+    assert 0.1 < expected < 0.99
