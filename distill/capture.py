@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from edgekit.architecture import Architecture
 from edgekit.checkpoint import copy_tokenizer, read_config
 from edgekit.describe import describe
 from edgekit.digests import json_digest
@@ -130,7 +131,7 @@ def capture_shards(
     text, running = read_sequences(sequences / FILE_NAME), options.running
     dtype = getattr(torch, running.dtype)
     with open_model(teacher, dtype=dtype, device=running.device, load=False) as opened:
-        _require_fit(opened, text)
+        require_text_fits(teacher, opened.architecture, text)
         settings = capture_settings(teacher, opened.architecture.vocab_size, options)
         planned = plan_shards(text, settings)
         mine = planned[share.rank :: share.workers]
@@ -154,6 +155,22 @@ def finish_capture(
     text = read_sequences(sequences / FILE_NAME)
     vocab_size = describe(read_config(teacher), str(teacher / "config.json")).vocab_size
     settings = capture_settings(teacher, vocab_size, options)
+    return put_together(teacher, settings, text, out, sources, progress)
+
+
+def put_together(
+    teacher: Path,
+    settings: CacheIndex,
+    text: Sequence[TokenSequence],
+    out: Path,
+    sources: Sequence[Path],
+    progress: Progress,
+) -> CaptureReport:
+    """The shards in ``sources`` as a cache in ``out``, with the tokenizer of ``teacher``.
+
+    Raises:
+        BadInputError: shards are missing.
+    """
     index = finish_cache(out, settings, text, sources, progress)
     (out / TOKENIZER).mkdir(exist_ok=True)
     copy_tokenizer(teacher, out / TOKENIZER)
@@ -259,18 +276,25 @@ def _targets(
     return joined(parts).to(torch.device("cpu"))
 
 
-def _require_fit(opened: OpenModel, text: list[TokenSequence]) -> None:
+def require_text_fits(
+    teacher: Path, architecture: Architecture, text: Sequence[TokenSequence]
+) -> None:
+    """Refuse text that the teacher cannot read, or that has nothing to keep.
+
+    Raises:
+        BadInputError: a sequence is too long, has a token too high or no position that counts.
+    """
     if not text or not all(s.positions for s in text):
         raise BadInputError("a sequence has no position that counts; leave it out of the text")
-    longest, context = max(len(s.tokens) for s in text), opened.architecture.context_length
+    longest, context = max(len(s.tokens) for s in text), architecture.context_length
     if longest > context:
         raise BadInputError(
-            f"{opened.path}: a sequence of {longest} tokens is longer than the context of "
+            f"{teacher}: a sequence of {longest} tokens is longer than the context of "
             f"{context}; lower [data] sequence_length"
         )
     highest = max(int(s.tokens.max()) for s in text)
-    if highest >= opened.architecture.vocab_size:
+    if highest >= architecture.vocab_size:
         raise BadInputError(
-            f"{opened.path}: the text has token {highest} but the model has "
-            f"{opened.architecture.vocab_size}; make the text with this teacher's tokenizer"
+            f"{teacher}: the text has token {highest} but the model has "
+            f"{architecture.vocab_size}; make the text with this teacher's tokenizer"
         )
