@@ -30,7 +30,8 @@ from torch.nn.functional import cross_entropy
 
 from edgekit.distill.targets import LOWEST, SampledTargets, TeacherTargets, TopTargets
 from edgekit.errors import BadInputError
-from edgekit.recipe import DistillSection, DivergenceName
+from edgekit.recipe import DistillSection
+from edgekit.recipe_section import DivergenceName
 
 IGNORED = -100  # a label that no token is
 Term = Callable[[Tensor, Tensor], Tensor]  # of log t and log s

@@ -15,9 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
@@ -28,6 +26,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from edgekit.errors import BadInputError
+from edgekit.recipe_section import DivergenceName, Section
+from edgekit.recipe_stages import OnPolicySection, SupervisedSection
 from edgekit.scheme import SCHEMES
 
 DOMAINS = ("chat", "prose", "code", "math", "tools", "chinese")  # that edgekit has prompts of
@@ -41,12 +41,6 @@ SchemeName = Literal["none", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-
 assert SchemeName.__args__ == SCHEMES  # type: ignore[attr-defined]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """Base of every table of a recipe: strict about keys and types, and immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TeacherSection(Section):
@@ -153,11 +147,6 @@ class ShrinkSection(Section):
         return self
 
 
-DivergenceName = Literal[
-    "forward_kl", "reverse_kl", "jsd", "skew_forward", "skew_reverse", "total_variation"
-]
-
-
 class DistillSection(Section):
     """``[distill]``: healing by KL to the teacher's cached logits."""
 
@@ -194,6 +183,8 @@ class DistillSection(Section):
         description="train router and norms against the weights as [quantize] will store them",
     )
     seed: int = Field(0, ge=0, lt=2**32)
+    on_policy: OnPolicySection | None = None
+    supervised: SupervisedSection | None = None
 
 
 class QuantizeSection(Section):
@@ -347,8 +338,8 @@ def _sentence(error: ValidationError, source: str) -> str:
 
 def _nearest(location: tuple[int | str, ...]) -> str:
     fields: dict[str, FieldInfo] = Recipe.model_fields
-    if location[:2] == ("data", "domains"):
-        fields = DomainSection.model_fields
+    if location[:2] in TABLES:
+        fields = TABLES[location[:2]].model_fields
     elif isinstance(location[0], str) and len(location) > 1:
         fields = SECTIONS[location[0]].model_fields
     close = difflib.get_close_matches(str(location[-1]), fields, n=1, cutoff=0.5)
@@ -365,4 +356,9 @@ SECTIONS: dict[str, type[Section]] = {
     "targets": TargetSection,
     "gates": GatesSection,
     "pack": PackSection,
+}
+TABLES: dict[tuple[int | str, ...], type[Section]] = {
+    ("data", "domains"): DomainSection,
+    ("distill", "on_policy"): OnPolicySection,
+    ("distill", "supervised"): SupervisedSection,
 }
