@@ -165,16 +165,26 @@ def remember(
     held: list[TopTargets] = []
     with progress.task("remember the teacher's answers", positions) as task:
         for begin, end in equal_length_runs(sequences, FORWARD_TOKENS):
-            for rows in _logits(model, sequences[begin:end]):
-                held.append(top_k_targets(rows, top_k).to(torch.device("cpu")))
+            group = sequences[begin:end]
+            for rows, sequence in zip(_logits(model, group), group, strict=True):
+                counted = top_k_targets(_counted(rows, sequence), top_k)
+                held.append(counted.to(torch.device("cpu")))
                 task.advance(len(rows))
     return RememberedTargets(list(sequences), held, top_k, vocabulary)
 
 
 @torch.no_grad()
-def measure(model: Model, targets: Targets, progress: Progress, name: str = "model") -> Measured:
-    """KL at every position of the held-out sequences of ``targets``."""
-    numbers = [i for i, s in enumerate(targets.sequences) if s.held_out]
+def measure(
+    model: Model,
+    targets: Targets,
+    progress: Progress,
+    name: str = "model",
+    numbers: Sequence[int] | None = None,
+) -> Measured:
+    """KL at every position of the sequences ``numbers`` of ``targets``, by default of those that
+    are held out."""
+    if numbers is None:
+        numbers = held_out_numbers(targets)
     values: dict[int, NDArray[np.float64]] = {}
     accepted: dict[int, NDArray[np.float64]] = {}
     total = sum(targets.sequences[n].positions for n in numbers)
@@ -191,6 +201,11 @@ def measure(model: Model, targets: Targets, progress: Progress, name: str = "mod
     return Measured(domains, tuple(values[n] for n in numbers), kept)
 
 
+def held_out_numbers(targets: Targets) -> list[int]:
+    """Which of the sequences are held out."""
+    return [i for i, s in enumerate(targets.sequences) if s.held_out]
+
+
 def equal_length_groups(targets: Targets, numbers: Sequence[int]) -> list[list[int]]:
     """Neighbours of one length together: they need no padding."""
     chosen = [targets.sequences[n] for n in numbers]
@@ -205,6 +220,11 @@ def _rows(model: Model, targets: Targets, group: Sequence[int]) -> Iterator[torc
         if sequence.counted is not None:
             rows = rows[torch.from_numpy(sequence.counted)]
         yield rows[:, : targets.vocab_size]
+
+
+def _counted(rows: torch.Tensor, sequence: TokenSequence) -> torch.Tensor:
+    """The rows of [T, ...] whose positions count."""
+    return rows if sequence.counted is None else rows[torch.from_numpy(sequence.counted)]
 
 
 def _logits(model: Model, sequences: Sequence[TokenSequence]) -> torch.Tensor:

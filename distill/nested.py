@@ -25,7 +25,6 @@ from edgekit.distill.cache import LogitCache
 from edgekit.distill.divergence import Divergence, Targets
 from edgekit.distill.masked import Mask, measure_masked
 from edgekit.distill.open_model import OpenModel, open_model
-from edgekit.distill.state import TrainingState
 from edgekit.distill.trainer import Trainer
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
@@ -212,11 +211,12 @@ def _heal(
     progress: Progress,
 ) -> list[Divergence | None]:
     """KL under each mask after training under all of them; the weights are put back."""
-    trainer = Trainer(opened, targets, params, masks)
+    trainer = Trainer(opened, params, targets.vocab_size, masks=masks, held_out=targets)
     original = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     try:
-        trainer.run(TrainingState(0, [], []), None, progress)
-        return trainer.divergences(progress)
+        trainer.train(targets, 0, params.steps, progress)
+        found = trainer.measure(progress)
+        return list(found.students) if found else [None] * len(masks)
     finally:
         with torch.no_grad():
             for name, parameter in trainer.parameters.items():

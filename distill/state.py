@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
+from edgekit.distill.divergence import Divergence
 from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
 
-TENSORS = "tensors.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+TENSORS, VALUES = "tensors.safetensors", "state.json"
+WEIGHT, OPTIMIZER = "weight", "optimizer"  # weight/NAME, optimizer/KEY/NAME
 
 
-@dataclass
-class TrainingState:
-    """``step`` is the next one to run; ``losses`` has one entry per finished step; ``before`` is
-    what was measured first, as JSON."""
+class Evaluation(BaseModel):
+    """KL of every student on held-out text after ``step`` steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: int
-    losses: list[float]
-    before: list[Any]
+    students: tuple[Divergence, ...]
+
+    @property
+    def kl(self) -> float:
+        """Over all held-out text, in nats per token, the mean of the students."""
+        return sum(d.all.value for d in self.students) / len(self.students)
+
+
+class TrainingState(BaseModel):
+    """Everything but the weights and what the optimizer keeps of them.
+
+    ``step`` is the next one to run. ``losses`` (mean over the counted positions), ``rates`` and
+    ``norms`` (of the gradient, before it was clipped) have one entry per finished step. ``tokens``
+    were trained on in ``seconds``. ``best`` is the step of the best of ``evaluations``, after which
+    ``stale`` came without gain; ``stopped`` says that there will be no more steps.
+    """
+
+    step: int = 0
+    losses: list[float] = Field(default_factory=list)
+    rates: list[float] = Field(default_factory=list)
+    norms: list[float] = Field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    evaluations: list[Evaluation] = Field(default_factory=list)
+    best: int = 0
+    stale: int = 0
+    stopped: bool = False
 
 
 def save_state(
@@ -37,16 +61,12 @@ def save_state(
     new = directory.with_name(directory.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    tensors = {f"weight/{name}": p.detach() for name, p in parameters.items()}
+    tensors = {f"{WEIGHT}/{name}": p.detach() for name, p in parameters.items()}
     for name, parameter in parameters.items():
-        for moment in MOMENTS:
-            tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
-    layout = [TensorInfo(name, "F32", tuple(t.shape)) for name, t in tensors.items()]
-    with TensorFileWriter(new / TENSORS, layout) as writer:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor.cpu().numpy())
-    values = {"step": state.step, "losses": state.losses, "before": state.before}
-    (new / "state.json").write_text(json.dumps(values))
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{OPTIMIZER}/{key}/{name}"] = value
+    write_tensors(new / TENSORS, tensors)
+    (new / VALUES).write_text(state.model_dump_json())
     old = directory.with_name(directory.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
@@ -56,26 +76,38 @@ def save_state(
 
 
 def restore_state(
-    directory: Path | None,
+    directory: Path,
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> TrainingState | None:
     """Load a saved state into the model and the optimizer; None when there is none."""
-    if directory is None:
-        return None
     if not directory.is_dir():
         directory = directory.with_name(directory.name + ".old")  # killed between two renames
         if not directory.is_dir():
             return None
-    values = json.loads((directory / "state.json").read_text())
-    with torch.no_grad(), TensorFile(directory / TENSORS) as file:
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(file.float32(f"weight/{name}").copy()))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(values["step"])),
-                **{
-                    moment: torch.from_numpy(file.float32(f"{moment}/{name}").copy()).to(parameter)
-                    for moment in MOMENTS
-                },
-            }
-    return TrainingState(values["step"], values["losses"], values["before"])
+    state = TrainingState.model_validate_json((directory / VALUES).read_text())
+    with TensorFile(directory / TENSORS) as file:
+        restore_weights(file, parameters)
+        for stored in file.tensors:
+            if stored.startswith(f"{OPTIMIZER}/"):
+                _, key, name = stored.split("/", 2)
+                value = torch.from_numpy(file.float32(stored).copy())
+                # AdamW counts its steps on the CPU
+                kept = value if key == "step" else value.to(parameters[name].device)
+                optimizer.state[parameters[name]][key] = kept
+    return state
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as float32."""
+    layout = [TensorInfo(name, "F32", tuple(t.shape)) for name, t in tensors.items()]
+    with TensorFileWriter(path, layout) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor.float().cpu().numpy())
+
+
+@torch.no_grad()
+def restore_weights(file: TensorFile, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    """Give ``parameters`` their values in a file that has them under ``weight/``."""
+    for name, parameter in parameters.items():
+        parameter.copy_(torch.from_numpy(file.float32(f"{WEIGHT}/{name}").copy()))

@@ -1,165 +1,244 @@
-"""The training loop in memory: an opened student, the teacher's targets and an optimizer."""
+"""The training loop: an opened student learns what any :class:`Targets` say, by any loss.
+
+Its shape, for text that is there from the beginning and for text that comes in rounds::
+
+    trainer = Trainer(opened, params, vocab_size, loss=..., held_out=cache, saved=scratch)
+    trainer.begin(progress)                        # or continue what was interrupted
+    trainer.train(targets, 0, 100, progress)       # optimizer steps 0 to 99 on these targets
+    trainer.train(others, 100, 200, progress)      # and the next hundred on others
+    trainer.finish(progress)                       # the best weights, as they will be stored
+
+A call of ``train`` does the steps of its range that are not done, so whoever continues makes the
+same calls again; where ``trainer.state.step`` is past a round, its text need not be made again.
+``params.steps`` are those of all rounds: the learning rate falls over all of them. Everything that
+a step does depends on the seed, the step and its range alone.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from edgekit.distill.divergence import (
-    Divergence,
-    Targets,
-    equal_length_groups,
-)
+from edgekit.distill.batches import Batch, batches, dealt
+from edgekit.distill.divergence import Targets
+from edgekit.distill.evaluation import BestWeights, divergence, note_evaluation
 from edgekit.distill.head import Head
-from edgekit.distill.losses import IGNORED, Loss
-from edgekit.distill.masked import Mask, masked, measure_masked
+from edgekit.distill.losses import Loss
+from edgekit.distill.masked import Mask, masked
 from edgekit.distill.open_model import OpenModel
-from edgekit.distill.state import TrainingState, save_state
-from edgekit.distill.targets import joined
-from edgekit.distill.trainable import trainable_parameters
+from edgekit.distill.optimizers import make_optimizer, schedule
+from edgekit.distill.processes import Processes
+from edgekit.distill.rows import (
+    PACKED_TOKENS,
+    counted,
+    hidden_states,
+    micro_batches,
+    next_tokens,
+    packs,
+)
+from edgekit.distill.state import Evaluation, TrainingState, restore_state, save_state
+from edgekit.distill.targets import TeacherTargets, joined
+from edgekit.distill.trainable import is_norm, trainable_parameters
 from edgekit.errors import BadInputError
-from edgekit.progress import Progress
+from edgekit.progress import Progress, Silent, Task
 from edgekit.recipe import DistillSection
-from edgekit.sequences import TokenSequence, stacked
 
-SAVE_EVERY = 25  # steps
-WARMUP = 0.1  # of the steps
-FINAL_RATE = 0.1  # of the learning rate, at the end of the cosine
-CLIP_NORM = 1.0
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+RECENT = 10  # steps whose mean loss is shown
+# logits [T, V], targets at T positions and next tokens int64 [T] to float32 [T]
+LossFunction = Callable[[Tensor, TeacherTargets, Tensor], Tensor]
 
 
 class Trainer:
     """Trains parts of ``opened``; each step under one of ``masks``, which are as many students.
 
+    Args:
+        opened: the student, loaded, in float32.
+        params: what is trained and how.
+        vocab_size: the tokens that targets are over.
+        loss: of each position; forward KL by default.
+        masks: the students; None is all of it.
+        held_out: its held-out sequences are measured on, if it has any.
+        saved: directory for what an interrupted training continues from, and for the best weights;
+            without one neither is kept.
+        processes: those that train together.
+
     Attributes:
+        state: what was done.
         parameters: what is trained, by name.
-        optimizer: AdamW without weight decay.
     """
 
     def __init__(
         self,
         opened: OpenModel,
-        targets: Targets,
         params: DistillSection,
+        vocab_size: int,
+        *,
+        loss: LossFunction | None = None,
         masks: Sequence[Mask | None] = (None,),
-        loss: Loss | None = None,
+        held_out: Targets | None = None,
+        saved: Path | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        self.opened = opened
-        self.loss = loss or Loss()
-        self.head = Head(opened, targets.vocab_size)
-        self.targets = targets
-        self.params = params
-        self.masks = masks
+        self.opened, self.params = opened, params
+        self.loss: LossFunction = loss or Loss()
+        self.head = Head(opened, vocab_size)
+        self.masks, self.held_out = masks, held_out
+        self.processes = processes or Processes(device=opened.device)
+        self.state = TrainingState()
         self.parameters: dict[str, nn.Parameter] = trainable_parameters(opened, params.trainable)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=params.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-        )
+        self.optimizer = make_optimizer(self.parameters.values(), params)
+        self._packed = packs(opened.architecture)
+        self._saved = saved / "state" if saved else None
+        self._best = BestWeights(saved) if saved and params.evaluate_every else None
 
-    def run(self, state: TrainingState, saved: Path | None, progress: Progress) -> int:
-        """Train from ``state.step`` to the last step, saving into ``saved`` now and then.
+    def begin(self, progress: Progress) -> None:
+        """Continue from the saved state; without one, measure the student as it is."""
+        if self._saved:
+            found = restore_state(self._saved, self.parameters, self.optimizer)
+            if found:
+                self.state = found
+                return
+        self._evaluate(progress)
 
-        Returns the tokens seen over the whole run.
+    def train(self, targets: Targets, begin: int, end: int, progress: Progress) -> None:
+        """Do the steps from ``begin`` up to ``end`` on the sequences of ``targets`` that are not
+        held out, except those that are done.
+
+        Raises:
+            BadInputError: there is no text, or the loss is not finite any more.
         """
-        params, seen = self.params, 0
-        with progress.task("distill", params.steps) as task:
-            for step, batch in enumerate(batches(self.targets.sequences, params)):
-                if step == params.steps:
+        order = batches(targets.sequences, self.params, begin)
+        with progress.task("distill", end - begin) as task:
+            for step, numbers in zip(range(begin, end), order, strict=False):
+                if self.state.stopped:
                     break
-                seen += sum(len(self.targets.sequences[i].tokens) for i in batch)
-                if step >= state.step:
-                    state.losses.append(self._step(step, batch))
-                    state.step = step + 1
-                    if saved and state.step % SAVE_EVERY == 0:
-                        save_state(saved, state, self.parameters, self.optimizer)
-                    task.note(f"KL {np.mean(state.losses[-10:]):.3f}")
+                if step >= self.state.step:
+                    self._one(step, Batch(targets, numbers), task)
                 task.advance()
-        return seen
 
-    def divergences(self, progress: Progress) -> list[Divergence | None]:
+    def measure(self, progress: Progress) -> Evaluation | None:
         """KL of every student on held-out text; None where there is no such text."""
-        if not any(s.held_out for s in self.targets.sequences):
-            return [None] * len(self.masks)
-        return [
-            measure_masked(self.opened, mask, self.targets, progress, "the student").divergence()
-            for mask in self.masks
-        ]
+        held_out = self.held_out
+        if held_out is None or not any(s.held_out for s in held_out.sequences):
+            return None
+        students = tuple(
+            divergence(self.opened, mask, held_out, self.processes, progress) for mask in self.masks
+        )
+        return Evaluation(step=self.state.step, students=students)
 
-    def _step(self, step: int, batch: list[int]) -> float:
+    def finish(self, progress: Progress) -> Evaluation | None:
+        """Give the student its best weights, as they will be stored, and measure it."""
+        evaluations = self.state.evaluations
+        if self._best and evaluations:
+            if evaluations[-1].step != self.state.step:
+                self._evaluate(progress)
+            if self.state.best != self.state.step:
+                if self.processes.is_main:
+                    self._best.restore(self.state.best, self.parameters)
+                self.processes.copy_main(self.parameters.values())
+        self._round_as_stored()
+        return self.measure(progress)
+
+    def save(self) -> None:
+        """Save the state now, if there is a directory for it."""
+        if self._saved and self.processes.is_main:
+            save_state(self._saved, self.state, self.parameters, self.optimizer)
+
+    def _one(self, step: int, batch: Batch, task: Task) -> None:
+        """A step and what is to be done after it."""
+        state, params, start = self.state, self.params, time.perf_counter()
+        state.losses.append(self._step(step, batch))
+        state.step, state.tokens = step + 1, state.tokens + batch.tokens
+        state.seconds += time.perf_counter() - start
+        evaluates = params.evaluate_every and state.step % params.evaluate_every == 0
+        if evaluates:
+            self._evaluate(Silent())
+        elif state.step % params.save_every == 0:
+            self.save()
+        loss, speed = np.mean(state.losses[-RECENT:]), state.tokens / state.seconds
+        task.note(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+
+    def _step(self, step: int, batch: Batch) -> float:
+        """Take a step; returns the mean loss."""
+        params, state = self.params, self.state
+        rate = params.learning_rate * schedule(step, params.steps, params.warm_up, params.decay)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.params.learning_rate * schedule(step, self.params.steps)
-        with masked(self.opened, self.masks[student_of(step, len(self.masks), self.params.seed)]):
+            group["lr"] = rate
+        with masked(self.opened, self.masks[student_of(step, len(self.masks), params.seed)]):
             loss = self._accumulate(batch)
-        if not math.isfinite(loss):
+        limit = params.clip_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.save()
             raise BadInputError(
-                "[distill] learning_rate: the loss became infinite or NaN; lower it and build again"
+                f"[distill] learning_rate: at step {step + 1} the loss became infinite or NaN; "
+                f"lower it (it is {params.learning_rate:g}) and train again"
             )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.rates.append(rate)
+        state.norms.append(norm)
+        return loss
+
+    def _accumulate(self, batch: Batch) -> float:
+        """Add up the gradients of the mean loss over the positions of ``batch``; returns it."""
+        mine = dealt(batch, self.processes.rank, self.processes.count)
+        limit = min(self.params.micro_batch_tokens, PACKED_TOKENS)
+        total, loss_sum = batch.positions, 0.0
+        for group in micro_batches(batch.targets.sequences, mine.numbers, limit, self._packed):
+            loss = self._of_group(batch.targets, group) / total
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.item()
         for parameter in self.parameters.values():
             if parameter.grad is None:  # unused by this step; its moments must exist all the same
                 parameter.grad = torch.zeros_like(parameter)
-        nn.utils.clip_grad_norm_(self.parameters.values(), CLIP_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss
+        whole = torch.tensor([loss_sum], dtype=torch.float64, device=self.opened.device)
+        self.processes.add_up([whole])
+        self.processes.add_up([p.grad for p in self.parameters.values() if p.grad is not None])
+        return float(whole)
 
-    def _accumulate(self, batch: list[int]) -> float:
-        """Add up the gradients of the mean loss over the positions of ``batch``; returns it."""
-        total = sum(self.targets.sequences[i].positions for i in batch)
-        loss_sum = 0.0
-        for group in equal_length_groups(self.targets, batch):
-            loss = self._of_group(group) / total
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.item()
-        return loss_sum
-
-    def _of_group(self, group: Sequence[int]) -> torch.Tensor:
-        """Σ of the loss over the positions of sequences of one length."""
-        sequences = [self.targets.sequences[n] for n in group]
-        ids = torch.from_numpy(stacked(sequences)).to(self.opened.device)
-        hidden = self.opened.decoder(input_ids=ids, use_cache=False).last_hidden_state
-        rows, taught, labels = [], [], []
-        for number, sequence, states in zip(group, sequences, hidden, strict=True):
-            counted = slice(None) if sequence.counted is None else sequence.counted
-            rows.append(states[counted])
-            taught.append(self.targets.targets(number))
-            labels.append(torch.from_numpy(next_tokens(sequence)[counted]))
-        targets = joined(taught).to(self.opened.device)
-        next_ids = torch.cat(labels).to(self.opened.device)
+    def _of_group(self, targets: Targets, group: Sequence[int]) -> Tensor:
+        """Σ of the loss over the positions of the sequences ``group``."""
+        sequences = [targets.sequences[n] for n in group]
+        rows = counted(sequences)
+        taught = joined([targets.targets(n) for n in group]).to(self.opened.device)
+        labels = next_tokens(sequences)[rows].to(self.opened.device)
+        hidden = hidden_states(self.opened, sequences)[rows.to(self.opened.device)]
         return self.head.summed(
-            torch.cat(rows),
-            lambda logits, part: self.loss(logits, targets[part], next_ids[part]),
+            hidden, lambda logits, part: self.loss(logits, taught[part], labels[part])
         )
 
+    def _evaluate(self, progress: Progress) -> None:
+        """Measure, keep the weights if they are the best, and save the state."""
+        found = self.measure(progress)
+        if found is None:
+            return
+        state = self.state
+        state.evaluations.append(found)
+        better = note_evaluation(state, self.params.patience)
+        if self._best and self.processes.is_main:
+            if better:
+                self._best.write(state.step, self.parameters)
+            self.save()
+            self._best.forget_others(state.best)
 
-def batches(sequences: Sequence[TokenSequence], params: DistillSection) -> Iterator[list[int]]:
-    """Sequence numbers of each step, endlessly: epochs shuffled by the seed, whole sequences.
-
-    Raises:
-        BadInputError: all text is held out.
-    """
-    numbers = [i for i, s in enumerate(sequences) if not s.held_out]
-    if not numbers:
-        raise BadInputError("[data] tokens: there are no sequences to train on; raise it")
-    batch: list[int] = []
-    tokens = 0
-    for epoch in range(1 << 31):
-        order = np.random.default_rng((params.seed, epoch)).permutation(numbers)
-        for number in order.tolist():
-            batch.append(number)
-            tokens += len(sequences[number].tokens)
-            if tokens >= params.batch_tokens:
-                yield batch
-                batch, tokens = [], 0
-
-
-def next_tokens(sequence: TokenSequence) -> NDArray[np.int64]:
-    """What each token is followed by, int64 [T]; the last by nothing that is known."""
-    return np.append(sequence.tokens[1:].astype(np.int64), IGNORED)
+    @torch.no_grad()
+    def _round_as_stored(self) -> None:
+        """Give trained weights the precision that they will be stored in, so that what is measured
+        is what is written; norms are stored as float32."""
+        dtype = FLOATS[self.opened.checkpoint.dtype]
+        norms = (m for m in self.opened.model.modules() if is_norm(m))
+        exact = {id(parameter) for norm in norms for parameter in norm.parameters()}
+        for parameter in self.parameters.values():
+            if id(parameter) not in exact:
+                parameter.copy_(parameter.to(dtype))
 
 
 def student_of(step: int, students: int, seed: int) -> int:
@@ -170,12 +249,3 @@ def student_of(step: int, students: int, seed: int) -> int:
     """
     number, place = divmod(step, students)
     return int(np.random.default_rng((seed, number, students)).permutation(students)[place])
-
-
-def schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to ``FINAL_RATE``."""
-    warmup = max(1, round(WARMUP * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    turn = (step - warmup) / max(1, steps - warmup)
-    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * turn))

@@ -270,4 +270,5 @@ class Family:
     layer_scalar: str = ""  # tensor in the layer
     check: Check | None = None  # what a config may not ask for
     eager: bool = False  # transformers 5.5 is only right with its plain attention
+    packs: bool = True  # transformers 5.5 keeps sequences in one row apart, see distill/rows.py
     note: str = ""

@@ -299,7 +299,7 @@ _SPARSE = (
                                     key("moe_intermediate_size")),
                       sparse=sparse_from("num_dense_layers", 1)),
            norm_eps=key("rms_norm_eps", default=1e-5), embedding_scale="sqrt",
-           embedding_scale_if=key("mup_enabled", default=False)),
+           embedding_scale_if=key("mup_enabled", default=False), packs=False),
     Family("dbrx", "DbrxForCausalLM",
            expects=(("ffn_config.moe_normalize_expert_weights", 1.0),),
            names=Names(
@@ -351,7 +351,7 @@ _SPARSE = (
                                       interleaved=True),
                       num_experts=key("num_local_experts"), width=key("intermediate_size"),
                       expert_bias=True, normalize=False, activation="clamped"),
-           norm_eps=key("rms_norm_eps", default=1e-5)),
+           norm_eps=key("rms_norm_eps", default=1e-5), packs=False),
     Family("llama4_text", "Llama4ForCausalLM", names=Names(feed_forward="feed_forward."),
            attention=replace(
                LLAMA, interleaved=True, qk_norm="head", qk_norm_weight=False,
@@ -364,7 +364,7 @@ _SPARSE = (
                       num_experts=key("num_local_experts"), width=key("intermediate_size"),
                       normalize=False, shared="feed_forward.shared_expert.",
                       shared_width=(key("intermediate_size"),), sparse=sparse_where_listed),
-           context_limit=key("attention_chunk_size", default=8192),
+           context_limit=key("attention_chunk_size", default=8192), packs=False,
            norm_eps=key("rms_norm_eps", default=1e-5),
            note="its chunked layers see one chunk, which bounds the context"),
     Family("aria_text", "AriaTextForCausalLM", attention=LLAMA,

@@ -213,6 +213,6 @@ HYBRIDS = (
                        shared_width=(key("shared_intermediate_size", default=1024),),
                        sparse=_granite_sparse),
            width=key("shared_intermediate_size", default=1024),
-           note="ONNX only with attention in all layers",
+           packs=False, note="ONNX only with attention in all layers",
            **GRANITE_SCALES),
 )  # fmt: skip

@@ -1,0 +1,118 @@
+"""The processes that train together, as ``accelerate launch`` or ``torchrun`` started them.
+
+Every process has the whole student. Each computes its share of a step; gradients are added up over
+all, so all take the same step and have the same weights. The main process alone writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from edgekit.errors import BadInputError
+
+BUCKET_VALUES = 1 << 24  # that are sent together
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism other than of data",
+}  # what accelerate sets
+CPU = torch.device("cpu")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process is number ``rank`` of ``count`` and computes on ``device``."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = CPU
+
+    @classmethod
+    def start(cls, device: str = "auto") -> Processes:
+        """Meet the other processes; "auto" computes on the GPU of this one, or on the CPU.
+
+        Raises:
+            BadInputError: the model would have to be split.
+        """
+        from accelerate import PartialState
+
+        for variable, name in SHARDED.items():
+            if os.environ.get(variable, "false").lower() == "true":
+                raise BadInputError(
+                    f"accelerate's configuration asks for {name}, and edgekit trains with the "
+                    "whole student in every process; choose plain multi-CPU or multi-GPU, and save "
+                    "memory by lora_rank, activation_checkpointing or optimizer adafactor"
+                )
+        on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        state = PartialState(cpu=on_cpu)
+        chosen = CPU if on_cpu else torch.device(state.device)
+        if state.num_processes == 1 and device != "auto":
+            chosen = torch.device(device)
+        return cls(state.process_index, state.num_processes, chosen)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors of one type by their sums over the processes."""
+        if self.count == 1:
+            return
+        for bucket in _buckets(tensors):
+            whole = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            torch.distributed.all_reduce(whole)
+            parts = whole.split([tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def copy_main(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the main one's values."""
+        if self.count > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor.data, 0)
+
+    def gathered(self, value: T) -> list[T]:
+        """The ``value`` of every process, by rank."""
+        if self.count == 1:
+            return [value]
+        found: list[T | None] = [None] * self.count
+        torch.distributed.all_gather_object(found, value)
+        return found  # type: ignore[return-value]
+
+    def of_main(self, value: T) -> T:
+        """The main process's ``value``."""
+        return self.gathered(value)[0]
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def stop(self) -> None:
+        """Part from the others."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    values = 0
+    for tensor in tensors:
+        if bucket and values + tensor.numel() > BUCKET_VALUES:
+            yield bucket
+            bucket, values = [], 0
+        bucket.append(tensor)
+        values += tensor.numel()
+    if bucket:
+        yield bucket
