@@ -7,6 +7,7 @@ prompt of a domain is kept for evaluation, so held-out text never shares a promp
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
-from edgekit.distill.documents import read_documents, read_domains, require_goal
+from edgekit.distill.documents import predicting, read_documents, read_domains, require_goal
 from edgekit.distill.generate import decode
 from edgekit.distill.loading import Model, load_model
 from edgekit.errors import BadInputError
@@ -87,7 +88,10 @@ def make_sequences(
         rows = plan_rows(tokenizer, params)
         pools = {(row.domain, row.held_out): row.prompts for row in rows}  # the same in all rows
         _check_tokens(teacher, architecture.vocab_size, [*itertools.chain(*pools.values())])
-        sequences += _generate(teacher, tokenizer, params, rows, progress, scratch)
+        sampled = _generate(teacher, tokenizer, params, rows, progress, scratch)
+        if params.count == "assistant":
+            sampled = _continuations(sampled, rows, tokenizer.end_tokens)
+        sequences += sampled
         source = "prompts of edgekit continued by the teacher" if rows else "files"
     write_sequences(out / FILE_NAME, sequences)
     return DataReport(
@@ -141,7 +145,7 @@ class Row:
 def plan_rows(tokenizer: ChatTokenizer, params: DataSection) -> list[Row]:
     """Rows of ``sequence_length`` for both splits of the domains without files, each as often as
     its weight says, prompts rotated."""
-    pools = _encode_prompts(tokenizer, params)
+    pools = encode_prompts(tokenizer, params)
     shares = params.shares()
     prompted = {name: shares[name] for name in shares if not params.domains[name].files}
     total = sum(prompted.values())
@@ -161,9 +165,10 @@ def plan_rows(tokenizer: ChatTokenizer, params: DataSection) -> list[Row]:
     return rows
 
 
-def _encode_prompts(
+def encode_prompts(
     tokenizer: ChatTokenizer, params: DataSection
 ) -> dict[tuple[str, bool], list[list[int]]]:
+    """edgekit's prompts of the domains without files, by domain and whether they are held out."""
     pools: dict[tuple[str, bool], list[list[int]]] = {}
     prompts = load_prompts()
     for domain, section in params.domains.items():
@@ -212,6 +217,43 @@ def _generate(
                 partial.replace(saved)
             done += sequences
     return done
+
+
+def _continuations(
+    sequences: Sequence[TokenSequence], rows: Sequence[Row], end_tokens: frozenset[int]
+) -> list[TokenSequence]:
+    """``sequences`` sampled from ``rows``, in which only what predicts sampled tokens counts;
+    without those that a prompt fills.
+
+    Raises:
+        BadInputError: prompts fill all sequences of a split.
+    """
+    found = []
+    for sequence, row in zip(sequences, rows, strict=True):
+        counted = predicting(~prompt_tokens(sequence.tokens, row.prompts, end_tokens))
+        if counted.any():
+            found.append(dataclasses.replace(sequence, counted=counted))
+    if {s.held_out for s in sequences} != {s.held_out for s in found}:
+        raise BadInputError(
+            f"[data] sequence_length {len(sequences[0].tokens)}: the prompts leave no room for an "
+            "answer; raise it"
+        )
+    return found
+
+
+def prompt_tokens(
+    tokens: NDArray[np.int32], prompts: Sequence[Sequence[int]], end_tokens: frozenset[int]
+) -> NDArray[np.bool_]:
+    """Which of a sampled sequence's tokens are the ``prompts``, asked one after another: the first
+    at the beginning, the next after each end token of an answer. bool [T]."""
+    asked = np.zeros(len(tokens), np.bool_)
+    queue, begin = itertools.cycle(prompts), 0
+    while begin < len(tokens):
+        answer = begin + len(next(queue))
+        asked[begin:answer] = True
+        ends = (n for n in range(answer, len(tokens)) if int(tokens[n - 1]) in end_tokens)
+        begin = next(ends, len(tokens))
+    return asked
 
 
 @torch.inference_mode()

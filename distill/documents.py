@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.errors import BadInputError, missing_extra
 from edgekit.recipe import DataSection
@@ -40,39 +42,46 @@ def read_documents(tokenizer: ChatTokenizer, params: DataSection) -> list[TokenS
 
     A document goes to one split, chosen by a hash of its text and the seed: evaluation gets
     ``held_out_tokens`` of it, training ``tokens``; a split of 0 tokens gets none. Reading stops
-    once both have what they want.
+    once both have what they want. With ``params.count`` "assistant" only positions that predict an
+    assistant's tokens count in a row of messages; text counts wholly. Pieces in which no position
+    counts are left out.
 
     Raises:
         BadInputError: a file is missing, of an unknown kind or malformed, or there is too little
             text for a split that is wanted.
     """
     require_goal(params)
-    paths = [_checked(Path(name)) for name in params.files]
     pools: dict[bool, list[TokenSequence]] = {False: [], True: []}
-    share = params.held_out_tokens / (params.tokens + params.held_out_tokens)
     goals = {False: params.tokens, True: params.held_out_tokens}
     # a split that is wanted at all has room for the shortest sequence
     room = {held_out: max(goal, MIN_TOKENS) if goal else 0 for held_out, goal in goals.items()}
-    for document in itertools.chain.from_iterable(_documents(p, tokenizer) for p in paths):
-        held_out = _fraction(document.text, params.seed) < share
+    for document, held_out in split_documents(tokenizer, params):
         if room[held_out] < MIN_TOKENS:
             continue
-        tokens = _encode(tokenizer, document)[: room[held_out]]
-        for start in range(0, len(tokens), params.sequence_length):
-            piece = tokens[start : start + params.sequence_length]
-            if len(piece) >= MIN_TOKENS:
-                domain = document.path.stem
-                pools[held_out].append(TokenSequence(np.array(piece, np.int32), domain, held_out))
-                room[held_out] -= len(piece)
+        whole = _encode(tokenizer, document, held_out, params.count)
+        for piece in _pieces(whole, room[held_out], params.sequence_length):
+            pools[held_out].append(piece)
+            room[held_out] -= len(piece.tokens)
         if max(room.values()) < MIN_TOKENS:
             break
     for held_out, field in ((False, "tokens"), (True, "held_out_tokens")):
         if goals[held_out] and not pools[held_out]:
+            answers = " (of an assistant's turns)" if params.count == "assistant" else ""
             raise BadInputError(
-                f"{', '.join(params.files)}: too little text for [data] {field}; add files or "
-                "shorter documents"
+                f"{', '.join(params.files)}: too little text for [data] {field}{answers}; add "
+                "files or shorter documents"
             )
     return pools[False] + pools[True]
+
+
+def split_documents(
+    tokenizer: ChatTokenizer, params: DataSection
+) -> Iterator[tuple[Document, bool]]:
+    """Every document of ``params.files``, and whether it is held out."""
+    paths = [_checked(Path(name)) for name in params.files]
+    share = params.held_out_tokens / (params.tokens + params.held_out_tokens)
+    for document in itertools.chain.from_iterable(_documents(p, tokenizer) for p in paths):
+        yield document, _fraction(document.text, params.seed) < share
 
 
 def read_domains(tokenizer: ChatTokenizer, params: DataSection) -> list[TokenSequence]:
@@ -94,7 +103,7 @@ def read_domains(tokenizer: ChatTokenizer, params: DataSection) -> list[TokenSeq
             }
         )
         found = read_documents(tokenizer, part)
-        sequences += [TokenSequence(s.tokens, name, s.held_out) for s in found]
+        sequences += [dataclasses.replace(s, domain=name) for s in found]
     return sequences
 
 
@@ -103,11 +112,41 @@ def _fraction(text: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _encode(tokenizer: ChatTokenizer, document: Document) -> list[int]:
-    """Token ids; only the chat template around messages may write special tokens."""
+def _encode(
+    tokenizer: ChatTokenizer, document: Document, held_out: bool, count: str
+) -> TokenSequence:
+    """A whole document; only the chat template around messages may write special tokens."""
+    counted: NDArray[np.bool_] | None = None
     if document.messages is None:
-        return tokenizer.encode(document.text)
-    return tokenizer.encode_chat(document.messages, add_generation_prompt=False)
+        tokens = tokenizer.encode(document.text)
+    elif count == "all":
+        tokens = tokenizer.encode_chat(document.messages, add_generation_prompt=False)
+    else:
+        try:
+            tokens, written = tokenizer.encode_turns(document.messages)
+        except BadInputError as error:
+            raise BadInputError(f"{document.path}: {error}") from error
+        counted = predicting(np.array(written, np.bool_))
+    return TokenSequence(np.array(tokens, np.int32), document.path.stem, held_out, counted)
+
+
+def predicting(written: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The positions whose next token is one of ``written``; after the last nothing is known."""
+    return np.append(written[1:], False)
+
+
+def _pieces(whole: TokenSequence, room: int, length: int) -> Iterator[TokenSequence]:
+    """``whole`` in pieces of ``length``, the last maybe shorter, of at most ``room`` tokens
+    together; without those in which nothing counts."""
+    for start in range(0, len(whole.tokens), length):
+        place = slice(start, start + min(length, room))
+        counted = None if whole.counted is None else whole.counted[place]
+        piece = dataclasses.replace(whole, tokens=whole.tokens[place], counted=counted)
+        if len(piece.tokens) < MIN_TOKENS:
+            return
+        if piece.positions:
+            yield piece
+            room -= len(piece.tokens)
 
 
 def _checked(path: Path) -> Path:

@@ -62,11 +62,18 @@ class EvaluationReport(BaseModel):
         return max((r.quality["all"] for r in self.results), key=lambda q: q.kl.value)
 
 
-class _Scores:
-    """Per-position values of one sequence, float64 [T - 1] each."""
+def _positions(sequence: TokenSequence) -> NDArray[np.bool_]:
+    """Positions that count and whose next token is known, bool [T - 1]."""
+    if sequence.counted is None:
+        return np.ones(len(sequence.tokens) - 1, np.bool_)
+    return sequence.counted[:-1]
 
-    def __init__(self, teacher: Float, student: Float, tokens: NDArray[np.int32]) -> None:
-        count = len(tokens) - 1
+
+class _Scores:
+    """Per-position values of one sequence, float64 [N] each, at the N positions that count."""
+
+    def __init__(self, teacher: Float, student: Float, sequence: TokenSequence) -> None:
+        tokens, count = sequence.tokens, len(sequence.tokens) - 1
         self.kl, self.agreement, self.student_nll, self.teacher_nll = np.empty((4, count))
         for begin in range(0, count, ROWS_AT_ONCE):
             rows = slice(begin, min(begin + ROWS_AT_ONCE, count))
@@ -76,6 +83,9 @@ class _Scores:
             self.agreement[rows] = p.argmax(-1) == q.argmax(-1)
             self.student_nll[rows] = -q[each, following]
             self.teacher_nll[rows] = -p[each, following]
+        counted = _positions(sequence)
+        self.kl, self.agreement = self.kl[counted], self.agreement[counted]
+        self.student_nll, self.teacher_nll = self.student_nll[counted], self.teacher_nll[counted]
 
 
 def evaluate(
@@ -95,7 +105,7 @@ def evaluate(
         BadInputError: there are no held-out sequences.
         MissingRuntimeError: none of the targets can be run on this machine.
     """
-    held_out = [s for s in sequences if s.held_out and len(s.tokens) > 1]
+    held_out = [s for s in sequences if s.held_out and _positions(s).any()]
     if not held_out:
         raise BadInputError("no held-out sequences to evaluate on; raise [data] held_out_tokens")
     sizes = size_directories(variant)
@@ -110,7 +120,7 @@ def evaluate(
         results[directory].append(TargetResult(target=target, quality=quality, speed=speed))
     counts: dict[str, int] = {}
     for sequence in held_out:
-        counts[sequence.domain] = counts.get(sequence.domain, 0) + len(sequence.tokens) - 1
+        counts[sequence.domain] = counts.get(sequence.domain, 0) + int(_positions(sequence).sum())
     report = EvaluationReport(
         size_bytes=sum(f.stat().st_size for f in variant.rglob("*") if f.is_file()),
         teacher_bytes=teacher_bytes,
@@ -163,7 +173,7 @@ def _score(
                             f"{sizes[0]}: its vocabulary has {logits.shape[1]} tokens, the "
                             f"teacher's {reference.shape[1]}; give the teacher it was made from"
                         )
-                    scores[key].append(_Scores(reference, logits, sequence.tokens))
+                    scores[key].append(_Scores(reference, logits, sequence))
                 task.advance()
     return scores, skipped
 

@@ -79,9 +79,7 @@ def read_sequences(path: Path) -> list[TokenSequence]:
         except (KeyError, IndexError, ValueError) as error:
             raise BadInputError(f"{path}: not a file of token sequences; make it again") from error
     return [
-        TokenSequence(
-            tokens[begin:end], label, held, None if counted is None else counted[begin:end]
-        )
+        TokenSequence(tokens[begin:end], label, held, _mask(counted, begin, end))
         for (begin, end), label, held in zip(bounds, labels, held_out, strict=True)
     ]
 
@@ -115,9 +113,14 @@ def sequences_digest(sequences: Sequence[TokenSequence]) -> str:
     for sequence in sequences:
         digest.update(f"{sequence.domain}\0{sequence.held_out}\0{len(sequence.tokens)}\0".encode())
         digest.update(np.ascontiguousarray(sequence.tokens, np.int32).tobytes())
-        if sequence.counted is not None:
+        if sequence.counted is not None and not sequence.counted.all():
             digest.update(np.packbits(sequence.counted).tobytes())
     return digest.hexdigest()
+
+
+def _mask(counted: NDArray[np.bool_] | None, begin: int, end: int) -> NDArray[np.bool_] | None:
+    """Of one sequence; None where every position counts."""
+    return None if counted is None or counted[begin:end].all() else counted[begin:end]
 
 
 def _counted(sequence: TokenSequence) -> NDArray[np.bool_]:

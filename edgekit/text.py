@@ -23,6 +23,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from edgekit.chat_turns import TurnFinder
 from edgekit.checkpoint import read_json
 from edgekit.errors import BadInputError
 
@@ -145,6 +146,30 @@ class ChatTokenizer:
         safe_messages = [self._unmarked(dict(m), marks) for m in messages]
         safe_tools = [self._unmarked(dict(t), marks) for t in tools]
         text = self.render(safe_messages, add_generation_prompt, safe_tools, **variables)
+        return self._encode_marked(text, marks)
+
+    def encode_turns(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
+        """Token ids of a conversation, as :meth:`encode_chat` makes them, and for each whether an
+        assistant wrote it: its words and the token that ends its turn (:mod:`edgekit.chat_turns`).
+
+        Raises:
+            BadInputError: the template refuses the messages, or does not show an answer as it asks
+                for it.
+        """
+        marks: dict[str, str] = {}
+        finder = TurnFinder(
+            source=str(self._directory),
+            render=lambda some, ask: self.render(some, add_generation_prompt=ask),
+            encode=lambda text: self._encode_marked(text, marks),
+            special=self._special_texts,
+            ends=frozenset(
+                token for i in self.end_tokens if (token := self._tokenizer.id_to_token(i))
+            ),
+        )
+        return finder.encoded([self._unmarked(dict(m), marks) for m in messages])
+
+    def _encode_marked(self, text: str, marks: Mapping[str, str]) -> list[int]:
+        """Token ids of a rendered conversation; a special token counts unless a mark names it."""
         if not marks:
             return self.encode(text, allow_special=True)
         tokens: list[int] = []
