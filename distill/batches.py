@@ -8,33 +8,53 @@ dealt out changes no more than the rounding of a sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from edgekit.distill.divergence import Targets
+from edgekit.distill.targets import TeacherTargets
 from edgekit.errors import BadInputError
 from edgekit.recipe import DistillSection
 from edgekit.sequences import TokenSequence
 
+# logits [T, V], targets at T positions and next tokens int64 [T] to float32 [T]
+LossFunction = Callable[[Tensor, TeacherTargets, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt from ``targets``: the mean of ``loss`` over their positions, ``weight`` times
+    which is a part of what a step minimises."""
+
+    targets: Targets
+    loss: LossFunction
+    weight: float = 1.0
+
 
 @dataclass(frozen=True)
 class Batch:
-    """The sequences ``numbers`` of ``targets``."""
+    """The sequences ``numbers`` of a lesson."""
 
-    targets: Targets
+    lesson: Lesson
     numbers: list[int]
+
+    @property
+    def sequences(self) -> list[TokenSequence]:
+        """All of the lesson's, to which ``numbers`` refer."""
+        return self.lesson.targets.sequences
 
     @property
     def tokens(self) -> int:
         """How many there are in the sequences."""
-        return sum(len(self.targets.sequences[n].tokens) for n in self.numbers)
+        return sum(len(self.sequences[n].tokens) for n in self.numbers)
 
     @property
     def positions(self) -> int:
         """How many of them count."""
-        return sum(self.targets.sequences[n].positions for n in self.numbers)
+        return sum(self.sequences[n].positions for n in self.numbers)
 
 
 def batches(
@@ -66,11 +86,11 @@ def batches(
 def dealt(batch: Batch, rank: int, processes: int) -> Batch:
     """The sequences of ``batch`` that process ``rank`` computes: about as many tokens as every
     other's, the longest dealt first, each to whom has least."""
-    lengths = {n: len(batch.targets.sequences[n].tokens) for n in batch.numbers}
+    lengths = {n: len(batch.sequences[n].tokens) for n in batch.numbers}
     hands: list[list[int]] = [[] for _ in range(processes)]
     held = [0] * processes
     for number in sorted(batch.numbers, key=lambda n: -lengths[n]):
         least = held.index(min(held))
         hands[least].append(number)
         held[least] += lengths[number]
-    return Batch(batch.targets, hands[rank])
+    return replace(batch, numbers=hands[rank])

@@ -29,6 +29,7 @@ FORWARD_TOKENS = 512  # of one forward pass; bounds the memory of the logits
 EXACT_BYTES = 1 << 28  # whole distributions up to this size, then the largest REMEMBERED and a tail
 REMEMBERED = 256
 BYTES_PER_TARGET = 12  # an int64 and a float32
+FORWARD_KL = Loss()
 
 
 class Targets(Protocol):
@@ -36,7 +37,9 @@ class Targets(Protocol):
     is one. Distributions are over the first ``vocab_size`` tokens; further rows of a head only pad
     it."""
 
-    sequences: list[TokenSequence]
+    @property
+    def sequences(self) -> list[TokenSequence]:
+        """What the teacher read."""
 
     @property
     def vocab_size(self) -> int:
@@ -180,9 +183,10 @@ def measure(
     progress: Progress,
     name: str = "model",
     numbers: Sequence[int] | None = None,
+    loss: Loss = FORWARD_KL,
 ) -> Measured:
-    """KL at every position of the sequences ``numbers`` of ``targets``, by default of those that
-    are held out."""
+    """KL, or another divergence, at every position of the sequences ``numbers`` of ``targets``, by
+    default of those that are held out."""
     if numbers is None:
         numbers = held_out_numbers(targets)
     values: dict[int, NDArray[np.float64]] = {}
@@ -192,7 +196,7 @@ def measure(
         for group in equal_length_groups(targets, numbers):
             for number, rows in zip(group, _rows(model, targets, group), strict=True):
                 taught = targets.targets(number).to(rows.device)
-                values[number] = Loss().of_targets(rows, taught).double().cpu().numpy()
+                values[number] = loss.of_targets(rows, taught).double().cpu().numpy()
                 if isinstance(taught, TopTargets):
                     accepted[number] = acceptance(rows, taught).double().cpu().numpy()
                 task.advance(len(rows))

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill.batches import Batch, batches, dealt
+from edgekit.distill.batches import Batch, Lesson, LossFunction, batches, dealt
 from edgekit.distill.divergence import Targets
 from edgekit.distill.evaluation import BestWeights, divergence, note_evaluation
 from edgekit.distill.head import Head
@@ -43,7 +43,7 @@ from edgekit.distill.rows import (
     packs,
 )
 from edgekit.distill.state import Evaluation, TrainingState, restore_state, save_state
-from edgekit.distill.targets import TeacherTargets, joined
+from edgekit.distill.targets import joined
 from edgekit.distill.trainable import is_norm, trainable_parameters
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress, Silent, Task
@@ -51,8 +51,6 @@ from edgekit.recipe import DistillSection
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 RECENT = 10  # steps whose mean loss is shown
-# logits [T, V], targets at T positions and next tokens int64 [T] to float32 [T]
-LossFunction = Callable[[Tensor, TeacherTargets, Tensor], Tensor]
 
 
 class Trainer:
@@ -114,13 +112,20 @@ class Trainer:
         Raises:
             BadInputError: there is no text, or the loss is not finite any more.
         """
-        order = batches(targets.sequences, self.params, begin)
+        self.train_lessons([Lesson(targets, self.loss)], begin, end, progress)
+
+    def train_lessons(
+        self, lessons: Sequence[Lesson], begin: int, end: int, progress: Progress
+    ) -> None:
+        """The same with a batch of every lesson in each step."""
+        orders = [batches(lesson.targets.sequences, self.params, begin) for lesson in lessons]
         with progress.task("distill", end - begin) as task:
-            for step, numbers in zip(range(begin, end), order, strict=False):
+            for step, *chosen in zip(range(begin, end), *orders, strict=False):
                 if self.state.stopped:
                     break
                 if step >= self.state.step:
-                    self._one(step, Batch(targets, numbers), task)
+                    pairs = zip(lessons, chosen, strict=True)
+                    self._one(step, [Batch(lesson, numbers) for lesson, numbers in pairs], task)
                 task.advance()
 
     def measure(self, progress: Progress) -> Evaluation | None:
@@ -151,11 +156,11 @@ class Trainer:
         if self._saved and self.processes.is_main:
             save_state(self._saved, self.state, self.parameters, self.optimizer)
 
-    def _one(self, step: int, batch: Batch, task: Task) -> None:
+    def _one(self, step: int, parts: Sequence[Batch], task: Task) -> None:
         """A step and what is to be done after it."""
         state, params, start = self.state, self.params, time.perf_counter()
-        state.losses.append(self._step(step, batch))
-        state.step, state.tokens = step + 1, state.tokens + batch.tokens
+        state.losses.append(self._step(step, parts))
+        state.step, state.tokens = step + 1, state.tokens + sum(part.tokens for part in parts)
         state.seconds += time.perf_counter() - start
         evaluates = params.evaluate_every and state.step % params.evaluate_every == 0
         if evaluates:
@@ -165,14 +170,14 @@ class Trainer:
         loss, speed = np.mean(state.losses[-RECENT:]), state.tokens / state.seconds
         task.note(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
 
-    def _step(self, step: int, batch: Batch) -> float:
-        """Take a step; returns the mean loss."""
+    def _step(self, step: int, parts: Sequence[Batch]) -> float:
+        """Take a step; returns its loss."""
         params, state = self.params, self.state
         rate = params.learning_rate * schedule(step, params.steps, params.warm_up, params.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with masked(self.opened, self.masks[student_of(step, len(self.masks), params.seed)]):
-            loss = self._accumulate(batch)
+            loss = self._accumulate(parts)
         limit = params.clip_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -187,32 +192,34 @@ class Trainer:
         state.norms.append(norm)
         return loss
 
-    def _accumulate(self, batch: Batch) -> float:
-        """Add up the gradients of the mean loss over the positions of ``batch``; returns it."""
-        mine = dealt(batch, self.processes.rank, self.processes.count)
+    def _accumulate(self, parts: Sequence[Batch]) -> float:
+        """Add up the gradients of the loss, a mean over the positions of each part; returns it."""
         limit = min(self.params.micro_batch_tokens, PACKED_TOKENS)
-        total, loss_sum = batch.positions, 0.0
-        for group in micro_batches(batch.targets.sequences, mine.numbers, limit, self._packed):
-            loss = self._of_group(batch.targets, group) / total
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.item()
+        loss_sum = 0.0
+        for whole in parts:
+            mine = dealt(whole, self.processes.rank, self.processes.count)
+            share = whole.lesson.weight / whole.positions
+            for group in micro_batches(mine.sequences, mine.numbers, limit, self._packed):
+                loss = self._of_group(whole.lesson, group) * share
+                loss.backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.item()
         for parameter in self.parameters.values():
             if parameter.grad is None:  # unused by this step; its moments must exist all the same
                 parameter.grad = torch.zeros_like(parameter)
-        whole = torch.tensor([loss_sum], dtype=torch.float64, device=self.opened.device)
-        self.processes.add_up([whole])
+        total = torch.tensor([loss_sum], dtype=torch.float64, device=self.opened.device)
+        self.processes.add_up([total])
         self.processes.add_up([p.grad for p in self.parameters.values() if p.grad is not None])
-        return float(whole)
+        return float(total)
 
-    def _of_group(self, targets: Targets, group: Sequence[int]) -> Tensor:
+    def _of_group(self, lesson: Lesson, group: Sequence[int]) -> Tensor:
         """Σ of the loss over the positions of the sequences ``group``."""
-        sequences = [targets.sequences[n] for n in group]
+        sequences = [lesson.targets.sequences[n] for n in group]
         rows = counted(sequences)
-        taught = joined([targets.targets(n) for n in group]).to(self.opened.device)
+        taught = joined([lesson.targets.targets(n) for n in group]).to(self.opened.device)
         labels = next_tokens(sequences)[rows].to(self.opened.device)
         hidden = hidden_states(self.opened, sequences)[rows.to(self.opened.device)]
         return self.head.summed(
-            hidden, lambda logits, part: self.loss(logits, taught[part], labels[part])
+            hidden, lambda logits, part: lesson.loss(logits, taught[part], labels[part])
         )
 
     def _evaluate(self, progress: Progress) -> None:
