@@ -22,7 +22,7 @@ CORE = (
     "hybrid_families", "layer_patterns", "describe", "describe_attention", "describe_mixture",
     "describe_parts", "describe_states", "describe_state_tensors", "describe_tensors",
     "stored_parts", "config_values", "rope", "checkpoint", "source_weights", "layout",
-    "tensorfile", "scheme", "sequences", "text",
+    "tensorfile", "scheme", "sequences", "text", "chat_turns",
 )  # fmt: skip
 # What else a step runs: sub-packages, or the modules that measure; and the tools of each, another
 # version of which runs its steps again.
