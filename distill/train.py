@@ -12,25 +12,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from edgekit.checkpoint import read_config, read_json, shard_names
 from edgekit.digests import json_digest
 from edgekit.distill.cache import INDEX, TOKENIZER, LogitCache
-from edgekit.distill.fake_quantize import fake_quantize
 from edgekit.distill.losses import Loss
-from edgekit.distill.masked import prefix_mask
-from edgekit.distill.open_model import OpenModel, open_model
-from edgekit.distill.processes import Processes
+from edgekit.distill.open_model import OpenModel
 from edgekit.distill.same_tokenizer import require_tokenizer
+from edgekit.distill.stage import open_student
 from edgekit.distill.train_report import TrainReport, train_report
 from edgekit.distill.trainer import Trainer
-from edgekit.distill.write_student import write_student
 from edgekit.errors import BadInputError
-from edgekit.nested import stored_sizes
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
-from edgekit.rules import require_unpacked
 from edgekit.text import TOKENIZER as TOKENIZER_JSON
 
 
@@ -59,28 +52,17 @@ def train(
         BadInputError: the cache does not fit the student or the loss, or the student diverged.
     """
     logits = LogitCache(cache, skip_missing)
-    rounding = quantization if params.quantization_aware else None
-    processes = Processes.start(device)
-    torch.manual_seed(params.seed)
-    with open_model(student, device=str(processes.device)) as opened:
-        _require_fit(opened, logits, params)
-        if rounding:
-            require_unpacked(params.trainable)
-            fake_quantize(opened, rounding, progress)
-        config = str(student / "config.json")
-        nested = stored_sizes(opened.checkpoint.config, opened.architecture, config)
-        masks = [prefix_mask(opened.mixtures, count) for count in nested] or [None]
+    with open_student(student, params, quantization, device, progress) as found:
+        require_fit(found.opened, logits, params)
         trainer = Trainer(
-            opened, params, logits.vocab_size, loss=Loss.of(params), masks=masks, held_out=logits,
-            saved=scratch, processes=processes,
+            found.opened, params, logits.vocab_size, loss=Loss.of(params), masks=found.masks,
+            held_out=logits, saved=scratch, processes=found.processes,
         )  # fmt: skip
         trainer.begin(progress)
         trainer.train(logits, 0, params.steps, progress)
         after = trainer.finish(progress)
-        if processes.is_main:
-            write_student(opened, out, rounding, progress)
-        processes.wait()
-        return train_report(trainer, nested, after)
+        found.write(out, progress)
+        return train_report(trainer, found.nested, after)
 
 
 def training_digest(
@@ -100,7 +82,12 @@ def training_digest(
     )
 
 
-def _require_fit(opened: OpenModel, cache: LogitCache, params: DistillSection) -> None:
+def require_fit(opened: OpenModel, cache: LogitCache, params: DistillSection) -> None:
+    """Refuse a cache that the student cannot be trained on as ``params`` say.
+
+    Raises:
+        BadInputError: another tokenizer or vocabulary, or targets that do not carry the loss.
+    """
     index, vocab_size = cache.index, opened.architecture.vocab_size
     if index.tokenizer and (opened.path / TOKENIZER_JSON).is_file():
         require_tokenizer(opened.path, index.tokenizer, Path(cache.directory) / TOKENIZER)

@@ -1,0 +1,95 @@
+"""What every stage of training begins and ends with: a student opened, and a student written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from edgekit.atomic import write_json
+from edgekit.checkpoint import read_json
+from edgekit.distill.divergence import Divergence
+from edgekit.distill.fake_quantize import fake_quantize
+from edgekit.distill.masked import Mask, prefix_mask
+from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.processes import Processes
+from edgekit.distill.same_tokenizer import real_tokens
+from edgekit.distill.write_student import write_student
+from edgekit.nested import stored_sizes
+from edgekit.progress import Progress
+from edgekit.recipe import DistillSection, QuantizeSection
+from edgekit.rules import require_unpacked
+
+
+@dataclass(frozen=True)
+class Student:
+    """An opened student, as ``processes`` train it together.
+
+    ``nested`` are its sizes in experts, if it has several, and ``masks`` makes each of them; one of
+    one size has the mask None. ``rounding`` is what its matrices were rounded as, if they were.
+    """
+
+    opened: OpenModel
+    nested: Sequence[int]
+    masks: Sequence[Mask | None]
+    rounding: QuantizeSection | None
+    processes: Processes
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that it can write; further rows of its head only pad it."""
+        return real_tokens(self.opened.path, self.opened.architecture.vocab_size)
+
+    def write(self, out: Path, progress: Progress) -> None:
+        """Write its weights as they are now into ``out``."""
+        if self.processes.is_main:
+            write_student(self.opened, out, self.rounding, progress)
+        self.processes.wait()
+
+
+@contextmanager
+def open_student(
+    path: Path,
+    params: DistillSection,
+    quantization: QuantizeSection | None,
+    device: str,
+    progress: Progress,
+) -> Iterator[Student]:
+    """Open a checkpoint to train it; its matrices rounded as ``quantization`` says, if ``params``
+    are quantization-aware.
+
+    Raises:
+        BadInputError: it cannot be read, or what would be trained is rounded.
+    """
+    rounding = quantization if params.quantization_aware else None
+    processes = Processes.start(device)
+    torch.manual_seed(params.seed)
+    with open_model(path, device=str(processes.device)) as opened:
+        if rounding:
+            require_unpacked(params.trainable)
+            fake_quantize(opened, rounding, progress)
+        config = str(path / "config.json")
+        nested = stored_sizes(opened.checkpoint.config, opened.architecture, config)
+        masks = [prefix_mask(opened.mixtures, count) for count in nested] or [None]
+        yield Student(opened, nested, masks, rounding, processes)
+
+
+def remembered(
+    scratch: Path | None,
+    name: str,
+    processes: Processes,
+    measure: Callable[[], Divergence | None],
+) -> Divergence | None:
+    """What ``measure`` says of the student before training; an interrupted run said it already."""
+    path = scratch / name if scratch else None
+    if path and processes.of_main(path.is_file()):
+        value = read_json(path)["measured"]
+        return Divergence.model_validate(value) if value else None
+    found = measure()
+    if path and processes.is_main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"measured": found.model_dump(mode="json") if found else None})
+    return found
