@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekit.cli.common import Force, Json, Model, Out, print_json, size, write_once
+from edgekit.cli.distill_served import capture_from_server
+from edgekit.errors import BadInputError
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, DistillSection, checked
 from edgekit.sources import resolve_model
@@ -31,6 +33,9 @@ def capture(
     tokens: int = 8192,
     held_out_tokens: int = 2048,
     sequence_length: int = 256,
+    assistant_only: Annotated[
+        bool, typer.Option("--assistant-only", help="Keep what predicts an assistant's words.")
+    ] = False,
     targets: Annotated[str, typer.Option(help="sampled or top_k.")] = "sampled",
     bytes_per_token: Annotated[int, typer.Option(help="Of sampled targets, on average.")] = 50,
     top_k: Annotated[int, typer.Option(help="Tokens kept with top_k, and of held-out text.")] = 64,
@@ -43,22 +48,46 @@ def capture(
         bool, typer.Option("--streamed", help="A layer in memory at a time, even if all would fit.")
     ] = False,
     device: Annotated[str, typer.Option(help="Of torch.")] = "cpu",
+    server: Annotated[
+        str, typer.Option(help="Address of vLLM or SGLang that serves MODEL; weights stay there.")
+    ] = "",
+    served_model: Annotated[str, typer.Option(help="The name that the server gives it.")] = "",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at once.")] = 8,
+    requests_per_second: Annotated[float, typer.Option(min=0, help="At most; 0: no limit.")] = 0.0,
     seed: int = 0,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Run the teacher once and keep what it says; interrupted, the same command continues.
 
-    Under `accelerate launch` or `torchrun` each process takes a share.
+    Under `accelerate launch` or `torchrun` each process takes a share. With `--server` the teacher
+    is asked there: targets are its top tokens, and a key is read from EDGEKIT_API_KEY or
+    OPENAI_API_KEY.
     """
     section = checked(
         DataSection, files=tuple(data or ()), tokens=tokens, held_out_tokens=held_out_tokens,
         sequence_length=sequence_length, seed=seed,
+        count="assistant" if assistant_only else "all",
     )  # fmt: skip
     kept = checked(
         DistillSection, steps=0, targets=targets, bytes_per_token=bytes_per_token, top_k=top_k,
         loss=loss, temperature=temperature, seed=seed,
     )  # fmt: skip
+    if sequences and assistant_only:
+        raise BadInputError(
+            "--assistant-only: the text of --sequences says itself which positions count; leave "
+            "one of both out"
+        )
+    progress = default_progress()
+    if server:
+        from edgekit.distill.served_http import Server
+
+        where = Server(server, served_model, concurrency, requests_per_second)
+        captured = capture_from_server(
+            model, out, sequences or section, where, kept.top_k, tuple(shards or ()), progress
+        )
+        _show(captured, out, json)
+        return
     import dataclasses
 
     from edgekit.digests import json_digest
@@ -66,7 +95,6 @@ def capture(
     from edgekit.distill.capture import CaptureOptions, capture_shards, finish_capture
     from edgekit.distill.collect import PassOptions, Share
 
-    progress = default_progress()
     teacher = resolve_model(model, progress)
     running = PassOptions(device=device, mode="streamed" if streamed else "auto", force=force)
     options = dataclasses.replace(CaptureOptions.of(kept), running=running)
@@ -97,6 +125,10 @@ def capture(
         print(f"{out}: written by another process")
         return
     shutil.rmtree(work, ignore_errors=True)
+    _show(report, out, json)
+
+
+def _show(report: CaptureReport, out: Path, json: bool) -> None:
     if json:
         print_json(report)
     else:
@@ -114,7 +146,6 @@ def verify(
     """Compare every shard with its sha256."""
     from edgekit.distill.cache import LogitCache
     from edgekit.distill.cache_write import damaged_shards
-    from edgekit.errors import BadInputError
 
     opened = LogitCache(cache, skip_missing=True)
     damaged = damaged_shards(opened, default_progress())
