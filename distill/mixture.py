@@ -47,6 +47,19 @@ class Observer(Protocol):
         multiply ``output`` [n, H], which came from the neurons ``hidden`` [n, I]."""
 
 
+class Adapter(NamedTuple):
+    """Low-rank matrices beside those of all experts: ``down`` [E, r, in], ``up`` [E, out, r]."""
+
+    down: Tensor
+    up: Tensor
+    factor: float
+
+    def output(self, x: Tensor, expert: int) -> Tensor:
+        """What it adds to the output for x [n, in]."""
+        inner = functional.linear(x, self.down[expert])
+        return self.factor * functional.linear(inner, self.up[expert])
+
+
 class MixtureBlock(nn.Module):
     """``y = sum over the chosen experts of gate * down(act(gate_proj x) * up_proj x)``.
 
@@ -59,6 +72,7 @@ class MixtureBlock(nn.Module):
         observer: is shown every forward.
         allowed: bool [E], the experts that may be chosen, exactly as if the others were not there;
             None for all.
+        adapters: what stands beside "gate_up" or "down" (:mod:`edgekit.distill.lora`).
     """
 
     router_bias: nn.Parameter | None
@@ -75,6 +89,7 @@ class MixtureBlock(nn.Module):
         self.mixture = mixture
         self.observer: Observer | None = None
         self.allowed: Tensor | None = None
+        self.adapters: dict[str, Adapter] = {}
         experts, wide = mixture.num_experts, mixture.intermediate_size
         choices = experts + mixture.num_identities
         shapes: dict[str, tuple[int, ...] | None] = {
@@ -138,7 +153,8 @@ class MixtureBlock(nn.Module):
             x = functional.rms_norm(x, (x.shape[-1],), eps=m.router_norm.eps)
         if self.router_scale is not None:
             x = x * self.router_scale * x.shape[-1] ** -0.5
-        logits = functional.linear(x, self.router, self.router_bias)
+        with torch.autocast(x.device.type, enabled=False):  # whatever the rest is computed in
+            logits = functional.linear(x, self.router, self.router_bias)
         if self.allowed is not None:
             allowed = self.allowed.to(logits.device)
             barred = functional.pad(~allowed, (0, m.num_identities), value=False)
@@ -150,14 +166,20 @@ class MixtureBlock(nn.Module):
 
     def hidden(self, x: Tensor, expert: int) -> Tensor:
         """The neurons [T, I] of one expert for x [T, H]: what its down projection reads."""
-        bias = None if self.gate_up_bias is None else self.gate_up_bias[expert]
-        gate, up = functional.linear(x, self.gate_up[expert], bias).chunk(2, dim=-1)
+        gate, up = self._multiply("gate_up", x, expert).chunk(2, dim=-1)
         return gated(gate, up, self.mixture.activation)
 
     def output(self, hidden: Tensor, expert: int) -> Tensor:
         """The output [T, H] of one expert from its neurons [T, I], before any gate."""
-        bias = None if self.down_bias is None else self.down_bias[expert]
-        return functional.linear(hidden, self.down[expert], bias)
+        return self._multiply("down", hidden, expert)
+
+    def _multiply(self, name: str, x: Tensor, expert: int) -> Tensor:
+        bias = getattr(self, f"{name}_bias")
+        result = functional.linear(
+            x, getattr(self, name)[expert], None if bias is None else bias[expert]
+        )
+        adapter = self.adapters.get(name)
+        return result if adapter is None else result + adapter.output(x, expert)
 
 
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:

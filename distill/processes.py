@@ -29,11 +29,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process is number ``rank`` of ``count`` and computes on ``device``."""
+    """This process is number ``rank`` of ``count`` and computes on ``device``, which it shares with
+    as many as ``sharing`` says, itself included."""
 
     rank: int = 0
     count: int = 1
     device: torch.device = CPU
+    sharing: int = 1
 
     @classmethod
     def start(cls, device: str = "auto") -> Processes:
@@ -56,7 +58,8 @@ class Processes:
         chosen = CPU if on_cpu else torch.device(state.device)
         if state.num_processes == 1 and device != "auto":
             chosen = torch.device(device)
-        return cls(state.process_index, state.num_processes, chosen)
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if chosen == CPU else 1
+        return cls(state.process_index, state.num_processes, chosen, beside)
 
     @property
     def is_main(self) -> bool:

@@ -24,12 +24,18 @@ PACKED_TOKENS = 4096  # of a row: every token is scored against all others of it
 
 
 def packs(architecture: Architecture) -> bool:
-    """Whether sequences packed into one row of ``architecture`` do not see each other."""
-    return FAMILIES[architecture.model_type].packs and all(
-        isinstance(layer.attention, Attention | LatentAttention)
-        # which of LongRoPE's frequencies apply depends on the longest of the row
-        and not (layer.attention.rope and layer.attention.rope.long_inv_freq)
-        for layer in architecture.layers
+    """Whether sequences packed into one row of ``architecture`` do not see each other, and cost no
+    more memory than apart, as they would where attention keeps the scores of a row."""
+    family = FAMILIES[architecture.model_type]
+    return (
+        family.packs
+        and not family.eager
+        and all(
+            isinstance(layer.attention, Attention | LatentAttention)
+            # which of LongRoPE's frequencies apply depends on the longest of the row
+            and not (layer.attention.rope and layer.attention.rope.long_inv_freq)
+            for layer in architecture.layers
+        )
     )
 
 
@@ -39,16 +45,18 @@ def micro_batches(
     """``numbers`` in groups of at most ``max_tokens``, or of one sequence that is longer; without
     ``packed`` all of a group have one length."""
     groups: list[list[int]] = []
-    room = 0
-    for number in sorted(numbers, key=lambda n: -len(sequences[n].tokens)):
-        length = len(sequences[number].tokens)
-        same = bool(groups) and len(sequences[groups[-1][0]].tokens) == length
-        if groups and length <= room and (same or packed):
-            groups[-1].append(number)
-            room -= length
+    held, lengths = 0, {n: len(sequences[n].tokens) for n in numbers}
+    for number in sorted(numbers, key=lambda n: -lengths[n]):
+        length, group = lengths[number], groups[-1] if groups else []
+        limit = max_tokens
+        if group and lengths[group[0]] != length:
+            limit = min(max_tokens, PACKED_TOKENS) if packed else 0
+        if group and held + length <= limit:
+            group.append(number)
+            held += length
         else:
             groups.append([number])
-            room = max_tokens - length
+            held = length
     return groups
 
 

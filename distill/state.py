@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgekit.distill.divergence import Divergence
+from edgekit.distill.working import Working
 from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
 
 TENSORS, VALUES = "tensors.safetensors", "state.json"
@@ -36,7 +37,8 @@ class TrainingState(BaseModel):
     ``step`` is the next one to run. ``losses`` (mean over the counted positions), ``rates`` and
     ``norms`` (of the gradient, before it was clipped) have one entry per finished step. ``tokens``
     were trained on in ``seconds``. ``best`` is the step of the best of ``evaluations``, after which
-    ``stale`` came without gain; ``stopped`` says that there will be no more steps.
+    ``stale`` came without gain; ``stopped`` says that there will be no more steps. ``working`` is
+    how gradients were computed, once that was decided.
     """
 
     step: int = 0
@@ -49,6 +51,7 @@ class TrainingState(BaseModel):
     best: int = 0
     stale: int = 0
     stopped: bool = False
+    working: Working | None = None
 
 
 def save_state(

@@ -18,33 +18,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgekit.distill.batches import Batch, Lesson, LossFunction, batches, dealt
+from edgekit.distill.batches import Batch, Lesson, LossFunction, batches
 from edgekit.distill.divergence import Targets
 from edgekit.distill.evaluation import BestWeights, divergence, note_evaluation
+from edgekit.distill.gradients import Gradients
 from edgekit.distill.head import Head
+from edgekit.distill.lora import Adapters
 from edgekit.distill.losses import Loss
 from edgekit.distill.masked import Mask, masked
 from edgekit.distill.open_model import OpenModel
 from edgekit.distill.optimizers import make_optimizer, schedule
 from edgekit.distill.processes import Processes
-from edgekit.distill.rows import (
-    PACKED_TOKENS,
-    counted,
-    hidden_states,
-    micro_batches,
-    next_tokens,
-    packs,
-)
 from edgekit.distill.state import Evaluation, TrainingState, restore_state, save_state
-from edgekit.distill.targets import joined
+from edgekit.distill.trackers import Trackers
 from edgekit.distill.trainable import is_norm, trainable_parameters
+from edgekit.distill.trial import LARGEST, working_of
+from edgekit.distill.working import Working, using_threads
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress, Silent, Task
 from edgekit.recipe import DistillSection
@@ -66,10 +62,14 @@ class Trainer:
         saved: directory for what an interrupted training continues from, and for the best weights;
             without one neither is kept.
         processes: those that train together.
+        trackers: are shown every step.
+        largest: tokens of the largest micro-batch that a trial may choose.
+        notify: is told what a trial chose.
 
     Attributes:
         state: what was done.
-        parameters: what is trained, by name.
+        parameters: what is trained, by name; with ``params.lora_rank`` the adapters.
+        trained: the weights that change by it, by their names in the model.
     """
 
     def __init__(
@@ -83,18 +83,31 @@ class Trainer:
         held_out: Targets | None = None,
         saved: Path | None = None,
         processes: Processes | None = None,
+        trackers: Trackers | None = None,
+        largest: int = LARGEST,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.opened, self.params = opened, params
         self.loss: LossFunction = loss or Loss()
-        self.head = Head(opened, vocab_size)
         self.masks, self.held_out = masks, held_out
         self.processes = processes or Processes(device=opened.device)
         self.state = TrainingState()
-        self.parameters: dict[str, nn.Parameter] = trainable_parameters(opened, params.trainable)
+        self.trained: dict[str, nn.Parameter] = trainable_parameters(opened, params.trainable)
+        self._adapters: Adapters | None = None
+        if params.lora_rank:
+            self._adapters = Adapters(
+                opened, self.trained, params.lora_rank, params.lora_alpha, params.seed
+            )
+        self.parameters = self._adapters.parameters if self._adapters else self.trained
         self.optimizer = make_optimizer(self.parameters.values(), params)
-        self._packed = packs(opened.architecture)
+        self.gradients = Gradients(
+            opened, Head(opened, vocab_size), self.parameters, self.processes,
+            params.activation_checkpointing,
+        )  # fmt: skip
         self._saved = saved / "state" if saved else None
         self._best = BestWeights(saved) if saved and params.evaluate_every else None
+        self._trackers = trackers
+        self._largest, self._notify = largest, notify
 
     def begin(self, progress: Progress) -> None:
         """Continue from the saved state; without one, measure the student as it is."""
@@ -111,6 +124,7 @@ class Trainer:
 
         Raises:
             BadInputError: there is no text, or the loss is not finite any more.
+            OutOfResourcesError: a micro-batch does not fit in memory.
         """
         self.train_lessons([Lesson(targets, self.loss)], begin, end, progress)
 
@@ -125,7 +139,9 @@ class Trainer:
                     break
                 if step >= self.state.step:
                     pairs = zip(lessons, chosen, strict=True)
-                    self._one(step, [Batch(lesson, numbers) for lesson, numbers in pairs], task)
+                    parts = [Batch(lesson, numbers) for lesson, numbers in pairs]
+                    with using_threads(self._working(parts).threads):
+                        self._one(step, parts, task)
                 task.advance()
 
     def measure(self, progress: Progress) -> Evaluation | None:
@@ -139,7 +155,8 @@ class Trainer:
         return Evaluation(step=self.state.step, students=students)
 
     def finish(self, progress: Progress) -> Evaluation | None:
-        """Give the student its best weights, as they will be stored, and measure it."""
+        """Give the student its best weights, as they will be stored, and measure it. Adapters are
+        merged, so there is no more training."""
         evaluations = self.state.evaluations
         if self._best and evaluations:
             if evaluations[-1].step != self.state.step:
@@ -148,6 +165,8 @@ class Trainer:
                 if self.processes.is_main:
                     self._best.restore(self.state.best, self.parameters)
                 self.processes.copy_main(self.parameters.values())
+        if self._adapters:
+            self._adapters.merge()
         self._round_as_stored()
         return self.measure(progress)
 
@@ -156,19 +175,35 @@ class Trainer:
         if self._saved and self.processes.is_main:
             save_state(self._saved, self.state, self.parameters, self.optimizer)
 
+    def _working(self, parts: Sequence[Batch]) -> Working:
+        """How gradients are computed; what was tried for is tried once."""
+        params, working = self.params, self.state.working
+        tried = not params.micro_batch_tokens or params.precision == "auto"
+        if working is None or not tried:
+            device = self.opened.device
+            working = working_of(params, self.gradients, parts[0], self._largest, device)
+            if tried:
+                speed = f"{working.tokens_per_second:,.0f} tokens/s"
+                self._notify(f"a trial chose {working.sentence}: {speed}")
+        self.state.working = working
+        return working
+
     def _one(self, step: int, parts: Sequence[Batch], task: Task) -> None:
         """A step and what is to be done after it."""
         state, params, start = self.state, self.params, time.perf_counter()
         state.losses.append(self._step(step, parts))
         state.step, state.tokens = step + 1, state.tokens + sum(part.tokens for part in parts)
         state.seconds += time.perf_counter() - start
-        evaluates = params.evaluate_every and state.step % params.evaluate_every == 0
-        if evaluates:
+        if params.evaluate_every and state.step % params.evaluate_every == 0:
             self._evaluate(Silent())
         elif state.step % params.save_every == 0:
             self.save()
-        loss, speed = np.mean(state.losses[-RECENT:]), state.tokens / state.seconds
+        loss, speed = float(np.mean(state.losses[-RECENT:])), state.tokens / state.seconds
         task.note(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+        if self._trackers:
+            shown = {"loss": state.losses[-1], "gradient norm": state.norms[-1]}
+            shown |= {"learning rate": state.rates[-1], "tokens per second": speed}
+            self._trackers.log(state.step, shown)
 
     def _step(self, step: int, parts: Sequence[Batch]) -> float:
         """Take a step; returns its loss."""
@@ -177,50 +212,21 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with masked(self.opened, self.masks[student_of(step, len(self.masks), params.seed)]):
-            loss = self._accumulate(parts)
+            loss = self.gradients.add(parts, self._working(parts))
         limit = params.clip_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.save()
             raise BadInputError(
-                f"[distill] learning_rate: at step {step + 1} the loss became infinite or NaN; "
-                f"lower it (it is {params.learning_rate:g}) and train again"
+                f"[distill] learning_rate: in step {step + 1} the loss or its gradient became "
+                f"infinite or NaN; lower it (it is {params.learning_rate:g}) and train again"
+                + (f"; the state after step {step} is in {self._saved}" if self._saved else "")
             )
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.gradients.clear()
         state.rates.append(rate)
         state.norms.append(norm)
         return loss
-
-    def _accumulate(self, parts: Sequence[Batch]) -> float:
-        """Add up the gradients of the loss, a mean over the positions of each part; returns it."""
-        limit = min(self.params.micro_batch_tokens, PACKED_TOKENS)
-        loss_sum = 0.0
-        for whole in parts:
-            mine = dealt(whole, self.processes.rank, self.processes.count)
-            share = whole.lesson.weight / whole.positions
-            for group in micro_batches(mine.sequences, mine.numbers, limit, self._packed):
-                loss = self._of_group(whole.lesson, group) * share
-                loss.backward()  # type: ignore[no-untyped-call]
-                loss_sum += loss.item()
-        for parameter in self.parameters.values():
-            if parameter.grad is None:  # unused by this step; its moments must exist all the same
-                parameter.grad = torch.zeros_like(parameter)
-        total = torch.tensor([loss_sum], dtype=torch.float64, device=self.opened.device)
-        self.processes.add_up([total])
-        self.processes.add_up([p.grad for p in self.parameters.values() if p.grad is not None])
-        return float(total)
-
-    def _of_group(self, lesson: Lesson, group: Sequence[int]) -> Tensor:
-        """Σ of the loss over the positions of the sequences ``group``."""
-        sequences = [lesson.targets.sequences[n] for n in group]
-        rows = counted(sequences)
-        taught = joined([lesson.targets.targets(n) for n in group]).to(self.opened.device)
-        labels = next_tokens(sequences)[rows].to(self.opened.device)
-        hidden = hidden_states(self.opened, sequences)[rows.to(self.opened.device)]
-        return self.head.summed(
-            hidden, lambda logits, part: lesson.loss(logits, taught[part], labels[part])
-        )
 
     def _evaluate(self, progress: Progress) -> None:
         """Measure, keep the weights if they are the best, and save the state."""
@@ -230,6 +236,9 @@ class Trainer:
         state = self.state
         state.evaluations.append(found)
         better = note_evaluation(state, self.params.patience)
+        if self._trackers:
+            shown = {f"KL, {name}": d.value for name, d in found.students[0].domains.items()}
+            self._trackers.log(state.step, {"KL": found.kl, **shown})
         if self._best and self.processes.is_main:
             if better:
                 self._best.write(state.step, self.parameters)
@@ -243,7 +252,7 @@ class Trainer:
         dtype = FLOATS[self.opened.checkpoint.dtype]
         norms = (m for m in self.opened.model.modules() if is_norm(m))
         exact = {id(parameter) for norm in norms for parameter in norm.parameters()}
-        for parameter in self.parameters.values():
+        for parameter in self.trained.values():
             if id(parameter) not in exact:
                 parameter.copy_(parameter.to(dtype))
 

@@ -61,17 +61,25 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def require_memory(needed: int, what: str, force: bool = False) -> None:
-    """Refuse work that needs more memory than there is.
+def require_memory(
+    needed: int,
+    what: str,
+    force: bool = False,
+    *,
+    available: int | None = None,
+    advice: str = "close other programs, use a larger machine, or pass --force",
+) -> None:
+    """Refuse work that needs more memory than there is; ``available`` is the system's by default.
 
     Raises:
         OutOfResourcesError: ``what`` needs more than is available, and ``force`` is false.
     """
-    available = available_memory()
+    if available is None:
+        available = available_memory()
     if needed > available and not force:
         raise OutOfResourcesError(
             f"{what} needs about {needed / 1e9:.1f} GB of memory but {available / 1e9:.1f} GB are "
-            "available; close other programs, use a larger machine, or pass --force"
+            f"available; {advice}"
         )
 
 

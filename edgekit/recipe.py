@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError
 from edgekit.errors import BadInputError
 from edgekit.recipe_section import DivergenceName, Section
 from edgekit.recipe_stages import OnPolicySection, SupervisedSection
+from edgekit.recipe_training import TrainingOptions
 from edgekit.scheme import SCHEMES
 
 DOMAINS = ("chat", "prose", "code", "math", "tools", "chinese")  # that edgekit has prompts of
@@ -152,7 +153,7 @@ class ShrinkSection(Section):
         return self
 
 
-class DistillSection(Section):
+class DistillSection(TrainingOptions):
     """``[distill]``: healing by KL to the teacher's cached logits."""
 
     steps: int = Field(ge=0, le=10**7)
@@ -187,59 +188,9 @@ class DistillSection(Section):
         False,
         description="train router and norms against the weights as [quantize] will store them",
     )
-    optimizer: Literal["adamw", "adafactor"] = Field(
-        "adamw",
-        description="adafactor keeps almost nothing beside weights and gradients; its learning "
-        "rate is relative to the size of the weights",
-    )
-    weight_decay: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
-    warm_up: float = Field(0.1, ge=0, le=1, description="share of the steps with a rising rate")
-    decay: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="of the learning rate after that, to a tenth"
-    )
-    clip_norm: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="longest gradient of a step; 0: any"
-    )
-    micro_batch_tokens: int = Field(
-        512, ge=0, le=10**7,
-        description="tokens of one forward pass; 0: measured when training begins",
-    )  # fmt: skip
-    precision: Literal["float32", "bfloat16", "auto"] = Field(
-        "float32", description="of the matrix products; auto: the faster of the two is measured"
-    )
-    activation_checkpointing: bool = Field(
-        False, description="compute layers twice instead of keeping what is inside them"
-    )
-    lora_rank: int = Field(
-        0, ge=0, le=4096,
-        description="train two matrices of this rank beside every matrix of a layer; 0: itself",
-    )  # fmt: skip
-    lora_alpha: float = Field(
-        32.0, gt=0, le=10**5, allow_inf_nan=False, description="their product counts this / rank"
-    )
-    evaluate_every: int = Field(
-        0, ge=0, le=10**7,
-        description="steps between measurements on held-out text, the best of which is what is "
-        "written; 0: only before and after",
-    )  # fmt: skip
-    patience: int = Field(
-        0, ge=0, le=10**6, description="measurements without gain that end the training; 0: never"
-    )
-    save_every: int = Field(25, ge=1, le=10**7, description="steps between saved states")
-    trackers: tuple[str, ...] = Field(
-        (), description="of accelerate, such as tensorboard or wandb, if they are installed"
-    )
     seed: int = Field(0, ge=0, lt=2**32)
     on_policy: OnPolicySection | None = None
     supervised: SupervisedSection | None = None
-
-    @model_validator(mode="after")
-    def _patience_needs_measurements(self) -> DistillSection:
-        if self.patience and not self.evaluate_every:
-            raise PydanticCustomError(
-                "patience", "patience counts measurements; set evaluate_every to make some"
-            )
-        return self
 
 
 class QuantizeSection(Section):

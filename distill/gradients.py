@@ -1,0 +1,112 @@
+"""The gradient of a step: micro-batch after micro-batch, process beside process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.distill.batches import Batch, Lesson, dealt
+from edgekit.distill.head import Head
+from edgekit.distill.open_model import OpenModel
+from edgekit.distill.processes import Processes
+from edgekit.distill.rows import counted, hidden_states, micro_batches, next_tokens, packs
+from edgekit.distill.targets import joined
+from edgekit.distill.working import Working, recomputed
+from edgekit.errors import OutOfResourcesError
+
+
+class Gradients:
+    """Computes gradients of ``parameters``.
+
+    Attributes:
+        processes: among which a step is shared out.
+        packed: whether sequences of several lengths may share a row.
+    """
+
+    def __init__(
+        self,
+        opened: OpenModel,
+        head: Head,
+        parameters: Mapping[str, nn.Parameter],
+        processes: Processes,
+        recompute: bool,
+    ) -> None:
+        self._opened, self._head = opened, head
+        self._parameters, self.processes = parameters, processes
+        self._recompute = recompute
+        self.packed = packs(opened.architecture)
+
+    def add(self, parts: Sequence[Batch], working: Working) -> float:
+        """Give every parameter the gradient of the loss, a mean over the counted positions of each
+        part; returns the loss. All processes have the same afterwards.
+
+        Raises:
+            OutOfResourcesError: a micro-batch does not fit in memory.
+        """
+        processes, found = self.processes, 0.0
+        for part in parts:
+            mine = dealt(part, processes.rank, processes.count)
+            found += self.add_share(mine, part.positions, working)
+        for parameter in self._parameters.values():
+            if parameter.grad is None:  # unused by this step; its moments must exist all the same
+                parameter.grad = torch.zeros_like(parameter)
+        total = torch.tensor([found], dtype=torch.float64, device=self._opened.device)
+        processes.add_up([total])
+        processes.add_up([p.grad for p in self._parameters.values() if p.grad is not None])
+        return float(total)
+
+    def add_share(self, share: Batch, positions: int, working: Working) -> float:
+        """Add the gradient of the losses of ``share``, times the weight of its lesson, divided by
+        ``positions``; returns their sum."""
+        found, limit = 0.0, working.micro_batch_tokens
+        layers = recomputed(self._opened.layers) if self._recompute else nullcontext()
+        with layers, _memory_errors(limit):
+            for group in micro_batches(share.sequences, share.numbers, limit, self.packed):
+                with self._precision(working):
+                    loss = self._of_group(share.lesson, group)
+                loss = loss * (share.lesson.weight / positions)
+                loss.backward()  # type: ignore[no-untyped-call]
+                found += loss.item()
+        return found
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def _precision(self, working: Working) -> torch.autocast:
+        """Matrix products in bfloat16, if asked for; weights, sums and losses stay float32."""
+        return torch.autocast(
+            self._opened.device.type, torch.bfloat16, enabled=working.precision == "bfloat16"
+        )
+
+    def _of_group(self, lesson: Lesson, group: Sequence[int]) -> Tensor:
+        """Σ of the loss over the positions of the sequences ``group``."""
+        device = self._opened.device
+        sequences = [lesson.targets.sequences[n] for n in group]
+        rows = counted(sequences)
+        taught = joined([lesson.targets.targets(n) for n in group]).to(device)
+        labels = next_tokens(sequences)[rows].to(device)
+        hidden = hidden_states(self._opened, sequences)[rows.to(device)]
+        return self._head.summed(
+            hidden, lambda logits, part: lesson.loss(logits, taught[part], labels[part])
+        )
+
+
+@contextmanager
+def _memory_errors(micro_batch_tokens: int) -> Iterator[None]:
+    """Say in a sentence that a micro-batch did not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        full = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not full:
+            raise
+        raise OutOfResourcesError(
+            f"[distill] micro_batch_tokens: {micro_batch_tokens} tokens in one forward pass did "
+            f"not fit in memory; lower it to {max(16, micro_batch_tokens // 2)} and train again, "
+            "which continues"
+        ) from error

@@ -1,0 +1,162 @@
+"""What a training will need, said before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from edgekit.architecture import (
+    Architecture,
+    Attention,
+    GatedDelta,
+    LatentAttention,
+    Layer,
+    Mixer,
+    SelectiveScan,
+    ShortConv,
+)
+from edgekit.distill.divergence import FORWARD_TOKENS
+from edgekit.distill.head import CHUNK_BYTES
+from edgekit.distill.lora import adapted_places
+from edgekit.distill.open_model import OpenModel
+from edgekit.distill.pass_memory import free_memory, weight_needs
+from edgekit.distill.processes import Processes
+from edgekit.distill.rows import PACKED_TOKENS
+from edgekit.distill.trainable import trainable_parameters
+from edgekit.family_table import FAMILIES
+from edgekit.memory import require_memory
+from edgekit.plan import BASE_MEMORY, FLOAT32_BYTES
+from edgekit.recipe import DistillSection
+from edgekit.sequences import TokenSequence
+
+KEPT_BY_OPTIMIZER = {"adamw": 2, "adafactor": 0}  # values per weight; rows and columns are few
+LOGIT_COPIES = 3  # logits, their gradient and a softmax
+NORM_VALUES, NORMS = 3, 2  # that a norm keeps, of the width of the layer; of a layer
+SCORE_COPIES = 3  # where attention keeps a score of every pair of tokens
+
+
+@dataclass(frozen=True)
+class TrainingNeeds:
+    """Bytes: ``fixed`` whatever is trained on, and ``per_token`` of a micro-batch beside them.
+
+    ``longest`` is the longest sequence, below which no micro-batch can be.
+    """
+
+    fixed: int
+    per_token: int
+    longest: int
+
+    def total(self, micro_batch_tokens: int) -> int:
+        """With micro-batches of so many tokens."""
+        return self.fixed + self.per_token * max(self.longest, micro_batch_tokens)
+
+    def largest(self, available: int) -> int:
+        """Tokens of the largest micro-batch that fits; 0 if not one sequence does."""
+        tokens = (available - self.fixed) // max(1, self.per_token)
+        return int(tokens) if tokens >= self.longest else 0
+
+
+def training_needs(
+    opened: OpenModel, params: DistillSection, sequences: Sequence[TokenSequence]
+) -> TrainingNeeds:
+    """What training ``opened``, which need not be loaded, on ``sequences`` takes."""
+    architecture = opened.architecture
+    trained = _trained_values(trainable_parameters(opened, params.trainable), opened, params)
+    kept = 1 + KEPT_BY_OPTIMIZER[params.optimizer]  # gradient and what the optimizer keeps
+    longest = max((len(s.tokens) for s in sequences), default=0)
+    row = max(longest, min(params.micro_batch_tokens, PACKED_TOKENS))
+    logits = min(CHUNK_BYTES, FLOAT32_BYTES * FORWARD_TOKENS * architecture.vocab_size)
+    measured = FLOAT32_BYTES * max(FORWARD_TOKENS, longest) * architecture.vocab_size
+    return TrainingNeeds(
+        fixed=BASE_MEMORY
+        + weight_needs(opened).whole
+        + FLOAT32_BYTES * kept * trained
+        + LOGIT_COPIES * max(logits, measured),
+        per_token=FLOAT32_BYTES
+        * activation_values(architecture, row, params.activation_checkpointing),
+        longest=longest,
+    )
+
+
+def require_training_memory(
+    needs: TrainingNeeds,
+    opened: OpenModel,
+    params: DistillSection,
+    processes: Processes,
+    force: bool = False,
+) -> None:
+    """Refuse a training that will not fit.
+
+    Raises:
+        OutOfResourcesError: says the largest micro-batch that would fit, or what else to save.
+    """
+    available = free_memory(opened.device) // processes.sharing
+    largest = needs.largest(available)
+    if largest:
+        advice = f"lower micro_batch_tokens to {largest}, which would fit, or pass --force"
+    else:
+        advice = (
+            f"not one sequence of {needs.longest} tokens fits: save memory by "
+            "activation_checkpointing, lora_rank, optimizer adafactor or fewer parts in trainable, "
+            "or pass --force"
+        )
+    what = f"{opened.path}: training in micro-batches of {params.micro_batch_tokens} tokens"
+    needed = needs.total(params.micro_batch_tokens)
+    require_memory(needed, what, force, available=available, advice=advice)
+
+
+def activation_values(architecture: Architecture, row: int, checkpointing: bool) -> int:
+    """Values that the backward pass needs of one token of a row of ``row`` tokens, about."""
+    eager = FAMILIES[architecture.model_type].eager
+    width = architecture.hidden_size
+    inside = [_of_layer(layer, width, row, eager) for layer in architecture.layers]
+    if checkpointing:
+        return width * len(inside) + max(inside)
+    return sum(inside)
+
+
+def _of_layer(layer: Layer, width: int, row: int, eager: bool) -> int:
+    values = NORM_VALUES * NORMS * width + _of_mixer(layer.attention, width, row, eager)
+    if layer.dense:
+        values += width + 5 * layer.dense.size
+    if layer.mixture:
+        mixture = layer.mixture
+        each = 2 * width + 5 * mixture.intermediate_size
+        values += 2 * width + mixture.num_experts_per_tok * each + 4 * mixture.num_experts
+        if mixture.shared:
+            values += width + 5 * mixture.shared.size
+    return values
+
+
+def _of_mixer(mixer: Mixer, width: int, row: int, eager: bool) -> int:
+    if isinstance(mixer, ShortConv):
+        return width + 8 * mixer.size
+    if isinstance(mixer, GatedDelta | SelectiveScan):
+        return width + 12 * mixer.conv_size
+    if isinstance(mixer, Attention):
+        queries = mixer.num_heads * mixer.head_dim
+        keys = 2 * mixer.num_key_value_heads * mixer.head_dim
+        values = width + 4 * (queries + keys)
+    else:
+        head = mixer.nope_dim + mixer.rope_dim
+        latent = mixer.q_lora_rank + mixer.kv_lora_rank
+        values = width + 3 * latent + 4 * mixer.num_heads * (2 * head + mixer.value_dim)
+    # heads of two sizes have no kernel without scores on a CPU
+    if eager or isinstance(mixer, LatentAttention):
+        values += SCORE_COPIES * mixer.num_heads * row
+    return values
+
+
+def _trained_values(
+    trained: Mapping[str, nn.Parameter], opened: OpenModel, params: DistillSection
+) -> int:
+    """How many weights get a gradient."""
+    values = sum(parameter.numel() for parameter in trained.values())
+    if params.lora_rank:
+        for place in adapted_places(opened, trained):
+            *stack, rows, columns = place.weight.shape
+            copies = stack[0] if stack else 1
+            values += copies * params.lora_rank * (rows + columns) - place.weight.numel()
+    return values

@@ -1,0 +1,122 @@
+"""A few seconds of trial: which micro-batch, precision and number of threads train fastest here.
+
+One thing is tried after another, each on the step's own text, and what is measured is the gradient
+of a micro-batch. No weight changes, so a training that was tried for ends where it would have ended
+without, but for the rounding of other sums.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import psutil
+import torch
+
+from edgekit.distill.batches import Batch
+from edgekit.distill.gradients import Gradients
+from edgekit.distill.rows import micro_batches
+from edgekit.distill.working import Working, using_threads
+from edgekit.recipe import DistillSection
+
+SECONDS = 8.0  # after which nothing more is tried
+REPEATS = 3  # the fastest of which counts
+ENOUGH = 0.5  # seconds, after which nothing is repeated
+GAIN = 1.03  # less is chance
+SMALLEST, LARGEST = 256, 16_384  # micro-batches that are tried
+PREFERRED = 512
+
+Speed = Callable[[Working], float]  # tokens per second
+
+
+def working_of(
+    params: DistillSection, gradients: Gradients, batch: Batch, largest: int, device: torch.device
+) -> Working:
+    """What the recipe says, tried on ``batch`` where it leaves something open; the same in every
+    process."""
+    if params.micro_batch_tokens and params.precision != "auto":
+        return Working(micro_batch_tokens=params.micro_batch_tokens, precision=params.precision)
+    speed = measured_speed(gradients, batch)
+    alone = gradients.processes.count == 1
+    return gradients.processes.of_main(choose(params, device, alone, largest, speed))
+
+
+def choose(
+    params: DistillSection, device: torch.device, alone: bool, largest: int, speed: Speed
+) -> Working:
+    """The fastest of what the recipe leaves open, by ``speed``; micro-batches up to ``largest``
+    tokens. Threads are tried where this process is ``alone`` on a CPU."""
+    start = time.perf_counter()
+    begin = params.micro_batch_tokens or min(PREFERRED, largest)
+    best = Working(
+        micro_batch_tokens=begin,
+        precision="bfloat16" if params.precision == "bfloat16" else "float32",
+        threads=torch.get_num_threads() if alone and device.type == "cpu" else 0,
+    )
+    best = best.model_copy(update={"tokens_per_second": speed(best)})
+    for updates in (
+        _threads(best) if best.threads else [],
+        [{"precision": "bfloat16"}] if params.precision == "auto" and has_bfloat16(device) else [],
+        [] if params.micro_batch_tokens else _sizes(best, largest),
+    ):
+        for update in updates:
+            if time.perf_counter() - start > SECONDS:
+                return best
+            tried = best.model_copy(update=update)
+            found = speed(tried)
+            if found > GAIN * best.tokens_per_second:
+                best = tried.model_copy(update={"tokens_per_second": found})
+    return best
+
+
+def measured_speed(gradients: Gradients, batch: Batch) -> Speed:
+    """Tokens per second of the gradient of one micro-batch of ``batch``."""
+
+    def speed(working: Working) -> float:
+        groups = [
+            replace(batch, numbers=numbers)
+            for numbers in micro_batches(
+                batch.sequences, batch.numbers, working.micro_batch_tokens, gradients.packed
+            )
+        ]
+        group = max(groups, key=lambda g: g.tokens)
+        times: list[float] = []
+        with using_threads(working.threads):
+            gradients.add_share(group, group.positions, working)  # the first time is slower
+            while len(times) < REPEATS and sum(times) < ENOUGH:
+                start = time.perf_counter()
+                gradients.add_share(group, group.positions, working)
+                times.append(time.perf_counter() - start)
+        gradients.clear()
+        return group.tokens / max(min(times), 1e-9)
+
+    return speed
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 by itself, as AMX and AVX-512 do on a CPU."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return True
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def _threads(best: Working) -> list[dict[str, int]]:
+    """Half as many threads, and one for every logical core unless the user set a number."""
+    counts = {max(1, best.threads // 2)}
+    if "OMP_NUM_THREADS" not in os.environ:
+        counts.add(psutil.cpu_count() or best.threads)
+    return [{"threads": count} for count in sorted(counts - {best.threads}, reverse=True)]
+
+
+def _sizes(best: Working, largest: int) -> list[dict[str, int]]:
+    sizes = {best.micro_batch_tokens // 2}
+    size = best.micro_batch_tokens * 2
+    while size <= min(largest, LARGEST):
+        sizes.add(size)
+        size *= 2
+    return [{"micro_batch_tokens": s} for s in sorted(sizes) if s >= SMALLEST]
