@@ -8,6 +8,7 @@ opened again and must say what the original says with the same experts masked.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,12 @@ def pruned_config(
 def masked_logits(opened: OpenModel, kept: Kept, tokens: Sequence[int]) -> torch.Tensor:
     """What the original says with only ``kept`` allowed: float32 [T, V].
 
-    Weights that were stored quantized are rounded, in the opened model, as they will be written.
+    Weights that were stored quantized are rounded, in the opened model, as they will be written:
+    what is loaded now, and every layer that is loaded later.
     """
     if opened.checkpoint.source.method != "none":
-        round_as_written(opened)
+        opened.after_loading = partial(round_as_written, opened)
+        opened.after_loading()
     ids = torch.tensor(list(tokens)[:PROOF_TOKENS])[None]
     with masked(opened, kept):
         logits: torch.Tensor = opened.model(input_ids=ids, use_cache=False).logits[0]

@@ -15,6 +15,7 @@ from edgekit.distill import prune
 from edgekit.distill.loading import load_model
 from edgekit.distill.open_model import open_model
 from edgekit.distill.prune import check_pruned, masked_logits, pruned_config, write_pruned
+from edgekit.distill.resident import resident
 from edgekit.errors import BadInputError, EdgekitError
 from edgekit.progress import Silent
 from edgekit.rules import experts_to_keep, rounded_experts
@@ -22,10 +23,12 @@ from edgekit.rules import experts_to_keep, rounded_experts
 IDS = np.random.default_rng(0).integers(3, 500, 40)
 
 
-def pruned(model, kept, out):
+def pruned(model, kept, out, streamed=False):
     """Write and prove; returns the masked original's logits."""
-    with open_model(model) as opened:
-        expected = masked_logits(opened, kept, IDS.tolist())
+    with open_model(model, load=False) as opened:
+        opened.load_rest()
+        with resident(opened, streamed):
+            expected = masked_logits(opened, kept, IDS.tolist())
         smaller = write_pruned(opened.checkpoint, kept, out, Silent())
     check_pruned(out, smaller.parameters(), kept, IDS.tolist(), expected)
     return expected
@@ -164,7 +167,8 @@ def test_of_stacked_experts_one_at_a_time_is_in_memory(tiny_model, tmp_path, mon
     assert largest <= 2 * wide * 64  # gate and up of one expert
 
 
-def test_a_quantized_source_becomes_bfloat16(tiny_model, tmp_path):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_quantized_source_becomes_bfloat16(tiny_model, tmp_path, streamed):
     plain, source, out = tiny_model("qwen3_moe"), tmp_path / "source", tmp_path / "out"
     source.mkdir(), out.mkdir()
     tensors = load_file(plain / "model.safetensors")
@@ -179,7 +183,8 @@ def test_a_quantized_source_becomes_bfloat16(tiny_model, tmp_path):
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (source / "config.json").write_text(json.dumps(config))
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    pruned(source, {0: [0, 3, 2], 1: [1, 2, 3]}, out)  # proven as exactly as any other
+    kept = {0: [0, 3, 2], 1: [1, 2, 3]}
+    pruned(source, kept, out, streamed)  # proven as exactly as any other
     written = load_file(out / "model.safetensors")
     assert {values.dtype for values in written.values()} == {torch.bfloat16}
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
