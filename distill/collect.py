@@ -8,6 +8,8 @@ memory is run a layer at a time (:mod:`edgekit.distill.streamed`), with the same
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,10 +35,12 @@ from edgekit.errors import BadInputError
 from edgekit.memory import peak_memory, require_disk, require_memory, reset_peak_memory
 from edgekit.progress import Progress, Task
 from edgekit.sequences import TokenSequence, sequences_digest
-from edgekit.tensorfile import read_header
+from edgekit.tensorfile import TensorInfo, read_header
 
 MAX_CHUNKS, CHUNK_TOKENS = 32, 2048  # not more chunks, not smaller ones: batches would be small
-SAMPLE_BYTES = 1 << 16  # of each end of a weights file that enter the digest
+# What of the weights enters a checkpoint's digest: tensors of this size, unless they are of an
+# expert, and a sample of every stride of the others. A router is far below it.
+WHOLE_BYTES, SAMPLE_BYTES, STRIDE_BYTES = 16 << 20, 4 << 10, 4 << 20
 
 
 @dataclass(frozen=True)
@@ -290,17 +294,30 @@ def require_fit(opened: OpenModel, text: Sequence[TokenSequence]) -> None:
 
 
 def checkpoint_digest(directory: Path) -> str:
-    """Names a checkpoint without reading all of it: config, every tensor's name, type, shape and
-    place, each file's size, and 64 KiB at either end of its data."""
-    parts: list[object] = [read_config(directory)]
+    """Names a checkpoint without reading all of it: its config, every tensor's name, type and
+    shape, the bytes of all routers and other small tensors beside the experts, and of the rest
+    4 KiB amid every 4 MiB."""
+    digest = hashlib.sha256(json_digest(read_config(directory)).encode())
     for name in shard_names(directory):
         path = directory / name
         tensors, _ = read_header(path)
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(SAMPLE_BYTES)
-            file.seek(max(0, size - SAMPLE_BYTES))
-            tail = file.read(SAMPLE_BYTES)
         described = [[t, info.dtype, list(info.shape)] for t, info in tensors.items()]
-        parts.append([name, size, described, head.hex(), tail.hex()])
-    return json_digest(parts)
+        digest.update(json_digest([name, path.stat().st_size, described]).encode())
+        with path.open("rb", buffering=0) as file:
+            for begin, end in itertools.chain.from_iterable(map(_sampled, tensors.values())):
+                file.seek(begin)
+                digest.update(file.read(end - begin))
+    return digest.hexdigest()
+
+
+def _sampled(tensor: TensorInfo) -> Iterator[tuple[int, int]]:
+    """The places [begin, end) in its file of what enters the digest of a tensor."""
+    last = tensor.offset + tensor.nbytes
+    whole = tensor.nbytes <= WHOLE_BYTES and ".experts." not in tensor.name
+    if whole:
+        yield tensor.offset, last
+        return
+    for begin in range(tensor.offset, last, STRIDE_BYTES):
+        end = min(begin + STRIDE_BYTES, last)
+        middle = (begin + end - SAMPLE_BYTES) // 2
+        yield max(begin, middle), min(end, middle + SAMPLE_BYTES)

@@ -14,6 +14,7 @@ from edgekit.distill.statistics import ARRAYS, require_whole
 from edgekit.errors import BadInputError, OutOfResourcesError
 from edgekit.progress import Silent
 from edgekit.sequences import TokenSequence
+from edgekit.tensorfile import TensorFileWriter, TensorInfo, read_header
 
 STREAMED, WHOLE = PassOptions(mode="streamed"), PassOptions(mode="whole")
 FAMILIES = ["mixtral", "deepseek_v3", "gpt_oss", "longcat_flash", "gemma4_text", "llama4_text",
@@ -229,3 +230,72 @@ def test_the_digest_of_a_checkpoint_sees_config_shapes_and_bytes(
         config.replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06')
     )
     assert checkpoint_digest(tmp_path) != digest
+
+
+@pytest.mark.parametrize(
+    ("part", "place"),
+    [
+        ("layers.0.block_sparse_moe.gate.weight", 0.5),
+        ("layers.1.block_sparse_moe.gate.weight", 0.9),
+        ("layers.1.block_sparse_moe.experts.2.w1.weight", 0.5),
+        ("layers.0.self_attn.q_proj.weight", 0.2),
+        ("norm.weight", 0.99),
+    ],
+)
+def test_a_byte_of_a_router_or_amid_an_expert_is_another_checkpoint(
+    tiny_mixtral, tmp_path, part, place
+):
+    """Healing a router leaves the size of its file and what lies at its ends as they were."""
+    (tmp_path / "config.json").write_bytes((tiny_mixtral / "config.json").read_bytes())
+    source, file = tiny_mixtral / "model.safetensors", tmp_path / "model.safetensors"
+    content = bytearray(source.read_bytes())
+    tensors, _ = read_header(source)
+    info = tensors[f"model.{part}"]
+    content[info.offset + int(place * info.nbytes)] ^= 1
+    file.write_bytes(content)
+    assert checkpoint_digest(tmp_path) != checkpoint_digest(tiny_mixtral)
+
+
+def test_little_of_the_experts_is_read_for_a_digest(tmp_path):
+    """All of a router, and some of every 4 MiB of an expert."""
+    layout = [
+        TensorInfo("model.layers.0.mlp.gate.weight", "BF16", (128, 2048)),
+        TensorInfo("model.layers.0.mlp.experts.gate_up_proj", "U8", (10, 1 << 20)),
+    ]
+    (tmp_path / "config.json").write_text("{}")
+    file = tmp_path / "model.safetensors"
+    with TensorFileWriter(file, layout) as writer:
+        for info in layout:
+            kind = np.uint16 if info.dtype == "BF16" else np.uint8
+            writer.write(info.name, np.zeros(info.shape, kind))
+    tensors, _ = read_header(file)
+    begin = tensors[layout[1].name].offset
+
+    def seen(place):
+        with file.open("r+b") as opened:
+            opened.seek(place)
+            opened.write(b"\1")
+            opened.flush()
+            changed = checkpoint_digest(tmp_path)
+            opened.seek(place)
+            opened.write(b"\0")
+        return changed != checkpoint_digest(tmp_path)
+
+    assert all(seen(begin + middle) for middle in (2 << 20, 6 << 20, 9 << 20))
+    assert not seen(begin + (1 << 20))
+
+
+def test_sums_of_a_teacher_whose_router_was_trained_since_are_not_taken(tiny_mixtral, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    healed, scratch = tmp_path / "healed", tmp_path / "scratch"
+    healed.mkdir()
+    tensors = load_file(tiny_mixtral / "model.safetensors")
+    for name in [n for n in tensors if n.endswith("gate.weight")]:
+        tensors[name] = np.ascontiguousarray(tensors[name][::-1])
+    save_file(tensors, healed / "model.safetensors", {"format": "pt"})
+    (healed / "config.json").write_bytes((tiny_mixtral / "config.json").read_bytes())
+    before = collect(tiny_mixtral, text(), scratch, Silent())
+    after = collect(healed, text(), scratch, Silent())
+    assert not np.array_equal(before.tokens, after.tokens)
+    same(after, collect(healed, text(), tmp_path / "alone", Silent()))
