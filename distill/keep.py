@@ -25,26 +25,22 @@ Kept = dict[int, list[int]]  # sparse layer -> the experts that stay, as they ar
 SUPER_PERCENTILE, SUPER_FRACTION = 99.5, 0.1  # of all outputs; of the largest
 SUPER_DEPTH = 0.75  # of the layers; what stands out behind is common and harmless
 ENOUGH, NOISE = 0.95, 0.90  # overlap of the choices of two halves of the text
+ALIKE = 1e-6  # of the largest worth: what rounding makes of equal ones
 
 
 @dataclass(frozen=True)
 class Choice:
     """``kept`` in the original order. ``overlap`` [layers]: the share of the experts that both
-    halves of the text would keep; ``margin`` [layers]: how far the last that stays is above the
-    first that goes, as a share of the median worth. ``exchanged``: experts per layer that an
-    earlier choice did not have."""
+    halves of the text would keep; empty where that says nothing, because all experts stay, chance
+    decides, or a half has no tokens. ``tied``: layers where the criterion rates all alike, so
+    numbers decide. ``exchanged``: experts per layer that an earlier choice did not have."""
 
     criterion: str
     kept: Kept
     protected: dict[int, list[int]]
     overlap: list[float]
-    margin: list[float]
+    tied: tuple[int, ...] = ()
     exchanged: dict[int, list[int]] = field(default_factory=dict)
-
-    @property
-    def mean_overlap(self) -> float:
-        """Over the layers."""
-        return float(np.mean(self.overlap))
 
 
 def choose(
@@ -71,13 +67,14 @@ def choose(
     protected = super_experts(statistics)
     favoured = _favoured(worth, statistics.layers, protected, previous, margin)
     kept = _best(favoured, statistics.layers, mixture, keep)
-    halves = [
-        _best(
-            _favoured(scores(statistics.half(h), criterion, seed), statistics.layers, protected),
-            statistics.layers, mixture, keep,
+    overlap: list[float] = []
+    if criterion != "random" and keep < mixture.num_experts and _has_halves(statistics):
+        halves = [scores(statistics.half(h), criterion, seed) for h in (0, 1)]
+        one, other = (
+            _best(_favoured(w, statistics.layers, protected), statistics.layers, mixture, keep)
+            for w in halves
         )
-        for h in (0, 1)
-    ]  # fmt: skip
+        overlap = [len(set(one[n]) & set(other[n])) / keep for n in statistics.layers]
     exchanged = {}
     if previous:
         exchanged = {
@@ -87,8 +84,8 @@ def choose(
         criterion=criterion,
         kept=kept,
         protected=protected,
-        overlap=[len(set(halves[0][n]) & set(halves[1][n])) / keep for n in statistics.layers],
-        margin=[_margin(row, kept[n]) for row, n in zip(worth, statistics.layers, strict=True)],
+        overlap=overlap,
+        tied=_tied(worth, statistics, kept),
         exchanged=exchanged,
     )
 
@@ -145,9 +142,33 @@ def super_experts(statistics: Statistics) -> dict[int, list[int]]:
     }
 
 
-def enough_text(choice: Choice) -> str:
-    """What the two halves of the text say about its size, in a sentence."""
-    overlap = choice.mean_overlap
+def enough_text(choice: Choice, statistics: Statistics) -> list[str]:
+    """What the two halves of the text say about its size, and where it does not decide at all: in
+    sentences, none for a choice that the text has no part in."""
+    notes: list[str] = []
+    if choice.criterion == "random" or all(
+        len(kept) == statistics.tokens.shape[-1] for kept in choice.kept.values()
+    ):
+        return notes
+    if choice.tied:
+        everywhere = len(choice.tied) == len(statistics.layers)
+        where = "every layer" if everywhere else f"layers {', '.join(map(str, choice.tied))}"
+        notes.append(
+            f"{choice.criterion} rates all experts alike in {where}, where the first by number "
+            "stay; choose another criterion"
+        )
+    if not _has_halves(statistics):
+        return [
+            *notes,
+            "the text is too little to say how sure the choice is: one half of it has no tokens; "
+            "give more sequences",
+        ]
+    layers = zip(statistics.layers, choice.overlap, strict=True)
+    decided = [overlap for layer, overlap in layers if layer not in choice.tied]
+    return [*notes, _agreement(float(np.mean(decided)))] if decided else notes
+
+
+def _agreement(overlap: float) -> str:
     if overlap >= ENOUGH:
         return f"two halves of the text agree on {overlap:.1%} of the experts: it is enough"
     more = f"about {text_wanted(overlap)} times the text would make the choice sure"
@@ -194,10 +215,16 @@ def _best(worth: NDArray[np.float64], layers: Sequence[int], mixture: Mixture, k
     return {layer: row.reshape(-1).tolist() for layer, row in zip(layers, numbers, strict=True)}
 
 
-def _margin(worth: NDArray[np.float64], kept: Sequence[int]) -> float:
-    stays = np.zeros(len(worth), bool)
-    stays[list(kept)] = True
-    if stays.all():
-        return 1.0
-    gap = worth[stays].min() - worth[~stays].max()
-    return float(gap / max(np.median(worth), 1e-30))
+def _has_halves(statistics: Statistics) -> bool:
+    return bool(statistics.seen.sum(1).all())
+
+
+def _tied(worth: NDArray[np.float64], statistics: Statistics, kept: Kept) -> tuple[int, ...]:
+    """The layers where experts of one worth stay and go, and all that any token reached have it."""
+    rows = zip(worth, statistics.total("tokens") > 0, statistics.layers, strict=True)
+    return tuple(
+        layer
+        for row, reached, layer in rows
+        if set(np.flatnonzero(reached)) - set(kept[layer])
+        and np.ptp(row[reached]) <= ALIKE * abs(row[reached]).max()
+    )

@@ -52,7 +52,8 @@ USAGE_SEQUENCES = 16
 class ShrinkReport(BaseModel):
     """What was kept and why. ``saliency`` [layers][experts] by the chosen criterion; ``usage_*``
     are shares of routed tokens [layers][experts], by domain too. ``overlap``: of the keep-sets of
-    two halves of the text, per layer. ``notes`` are sentences for a person."""
+    two halves of the text, per layer, of a nested student's smallest size; empty where that says
+    nothing. ``notes`` are sentences for a person."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -110,9 +111,12 @@ def shrink(
         opened.load_rest()
         with resident(opened, streamed):
             choice, automatic = _choose(opened, measured, keep, params, previous, text, progress)
+            least = choice  # of a nested student the choice of fewest experts, the least sure
             if params.nested:
                 sizes = nested_sizes(architecture, params.nested, str(model))
-                choice, nested = _nest(opened, measured, choice, sizes, params, text, progress)
+                choice, nested, least = _nest(
+                    opened, measured, choice, sizes, params, text, progress
+                )
             proof = text[0].tokens.tolist()
             expected = masked_logits(opened, choice.kept, proof)
         more = {NESTED: [p.experts for p in nested.prefixes]} if nested else {}
@@ -131,14 +135,14 @@ def shrink(
         kept=choice.kept,
         protected=choice.protected,
         exchanged=choice.exchanged,
-        overlap=choice.overlap,
+        overlap=least.overlap,
         saliency=_rounded(scores(measured, choice.criterion, params.seed)),
         usage_before=_rounded(measured.frequency),
         usage_after=_rounded(after.frequency),
         usage_by_domain={d: _rounded(measured.domain(d).frequency) for d in measured.domains},
         automatic=automatic,
         nested=nested,
-        notes=_notes(measured, after, choice, automatic),
+        notes=_notes(measured, after, least, automatic),
     )
     write_json(out / KEEP_MAP, report.model_dump(mode="json"))
     return report
@@ -233,8 +237,9 @@ def _nest(
     params: ShrinkSection,
     text: Sequence[TokenSequence],
     progress: Progress,
-) -> tuple[Choice, NestedReport]:
-    """The kept experts in the order of their worth, and what each prefix costs.
+) -> tuple[Choice, NestedReport, Choice]:
+    """The kept experts in the order of their worth, what each prefix costs, and the choice that
+    would be made for the smallest size alone.
 
     At each size the experts are measured again among those that are left.
     """
@@ -248,14 +253,13 @@ def _nest(
         return ranked_by(worth, measured.layers, left, choice.protected)
 
     order = order_experts(measured.layers, mixture.num_experts, sizes, ranking)
-    separate: dict[int, Mask] = {
-        size: choose(measured, mixture, size, params.criterion, params.seed).kept for size in sizes
-    }
+    alone = {size: choose(measured, mixture, size, params.criterion, params.seed) for size in sizes}
+    separate: dict[int, Mask] = {size: found.kept for size, found in alone.items()}
     targets = remember(opened.model, held_out_sequences(text, MEASURED_PER_DOMAIN), progress)
     prefixes = compare(opened, order, separate, targets, progress)
     kept = {layer: experts[: sizes[0]] for layer, experts in order.items()}
     report = NestedReport(criterion=params.criterion, order=order, prefixes=prefixes)
-    return dataclasses.replace(choice, kept=kept), report
+    return dataclasses.replace(choice, kept=kept), report, alone[sizes[-1]]
 
 
 def _usage(
@@ -274,7 +278,7 @@ def _usage(
 def _notes(
     before: Statistics, after: Statistics, choice: Choice, automatic: AutomaticReport | None
 ) -> list[str]:
-    notes = [skew(before).sentence, enough_text(choice)]
+    notes = [skew(before).sentence, *enough_text(choice, before)]
     if automatic:
         notes.append(automatic.reason)
     for layer, experts in before.unreached().items():

@@ -120,7 +120,7 @@ def shrink_structurally(
     del loaded, found  # before the model is read once more, in its own precision
     planned = _write(model, config, keys, choice.kept, out)
     smaller = _check(out, choice.kept, planned, proof, expected)
-    notes = [skew(statistics).sentence, enough_text(choice)]
+    notes = [skew(statistics).sentence, *enough_text(choice, statistics)]
     notes += _unreached(smaller, mixture, choice, text, out, progress)
     report = StructuralReport(
         model_type=str(config.get("model_type")),

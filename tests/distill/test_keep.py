@@ -140,14 +140,45 @@ def test_an_earlier_choice_changes_only_where_another_expert_is_clearly_better()
 
 
 def test_halves_of_the_text_say_whether_it_is_enough():
+    def chosen(gated, keep=4, criterion="reap"):
+        statistics = made(2, 8, 1, tokens=np.ones((2, 2, 1, 8), int), gated_sum=gated)
+        choice = choose(statistics, Router(8), keep, criterion)
+        return choice.overlap, enough_text(choice, statistics)
+
     gated = np.tile(np.arange(8.0, 0, -1), (2, 2, 1, 1))
-    ones = np.ones((2, 2, 1, 8), int)
-    agreed = choose(made(2, 8, 1, tokens=ones, gated_sum=gated), Router(8), 4, "reap")
-    assert agreed.overlap == [1.0, 1.0] and "it is enough" in enough_text(agreed)
+    overlap, (note,) = chosen(gated)
+    assert overlap == [1.0, 1.0] and "it is enough" in note
+    assert chosen(gated, keep=8) == ([], [])  # nothing was chosen
+    assert chosen(gated, criterion="random") == ([], [])
     gated = gated.copy()
-    gated[:, 1] = gated[:, 1, :, ::-1]  # the other half says the opposite
-    split = choose(made(2, 8, 1, tokens=ones, gated_sum=gated), Router(8), 4, "reap")
-    assert split.overlap == [0.0, 0.0] and "partly noise" in enough_text(split)
+    gated[:, 1] = gated[:, 1, :, ::-1] * 1.1  # the other half says the opposite
+    overlap, (note,) = chosen(gated)
+    assert overlap == [0.0, 0.0] and "partly noise" in note
+
+
+def test_a_text_with_one_half_says_nothing_but_that_it_is_too_little():
+    statistics = made(seen=np.array([[100, 100], [0, 0]]))
+    choice = choose(statistics, Router(8), 4, "reap")
+    (note,) = enough_text(choice, statistics)
+    assert choice.overlap == [] and "one half of it has no tokens" in note
+
+
+def test_a_criterion_that_rates_all_alike_is_told():
+    """As the mean gate does where every gate is 1."""
+    tokens = np.ones((2, 2, 2, 8), int)
+    tokens[..., 7] = 0  # what nothing reaches is worth less, and that is no tie
+    gates = np.where(tokens > 0, 1.0, 0.0)
+    gates[1] *= np.linspace(1, 2, 8)
+    statistics = made(2, 8, tokens=tokens, gate_sum=gates)
+    choice = choose(statistics, Router(8), 4, "cp")
+    alike, agreement = enough_text(choice, statistics)
+    assert choice.tied == (0,) and "cp rates all experts alike in layers 0" in alike
+    assert "it is enough" in agreement
+    assert choose(statistics, Router(8), 7, "cp").tied == ()  # what goes is what nothing reaches
+    gates[1] = gates[0]
+    statistics = dataclasses.replace(statistics, gate_sum=gates)
+    (alike,) = enough_text(choose(statistics, Router(8), 4, "cp"), statistics)
+    assert "every layer" in alike
 
 
 def test_skew_is_none_for_equal_use_and_all_for_one_expert():

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit.checkpoint import read_config
+from edgekit.checkpoint import Checkpoint, read_config
+from edgekit.distill.keep import choose
 from edgekit.distill.masked import masked
 from edgekit.distill.nested import nested_sizes, order_experts, ranked_by
 from edgekit.distill.open_model import open_model
-from edgekit.distill.shrink import shrink
+from edgekit.distill.shrink import measure_experts, shrink
+from edgekit.distill.statistics import Statistics
 from edgekit.errors import BadInputError
 from edgekit.progress import Silent
 from edgekit.recipe import ShrinkSection, checked
@@ -45,6 +47,11 @@ def test_sizes_that_no_prefix_can_have_are_refused(tiny_model):
         sizes("deepseek_v3", (1.0, 0.5))
 
 
+def mixture(model):
+    with Checkpoint(model) as checkpoint:
+        return checkpoint.architecture.moe
+
+
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss"])
 def test_a_nested_student_holds_a_pruned_one_in_every_prefix(tiny_model, tmp_path, family):
     teacher, out = tiny_model(family, **EIGHT), tmp_path / "out"
@@ -56,10 +63,15 @@ def test_a_nested_student_holds_a_pruned_one_in_every_prefix(tiny_model, tmp_pat
     ]
     write_sequences(tmp_path / FILE_NAME, made)
     section = ShrinkSection(keep=1.0, nested=(1.0, 0.75, 0.5))
-    report = shrink(teacher, tmp_path, section, out, Silent(), tmp_path / "scratch")
+    measure_experts(teacher, tmp_path, tmp_path, Silent(), tmp_path / "scratch")
+    report = shrink(teacher, tmp_path, section, out, Silent(), tmp_path / "scratch", tmp_path)
     assert read_config(out)["edgekit_nested"] == [8, 6, 4]
     assert [p.experts for p in report.nested.prefixes] == [8, 6, 4]
     assert abs(report.nested.prefixes[0].prefix.all.value) < 1e-5
+    smallest = choose(
+        Statistics.load(tmp_path / "statistics.safetensors"), mixture(teacher), 4, "reap"
+    )
+    assert report.overlap == smallest.overlap  # not that of all experts, which always agrees
     ids = torch.from_numpy(made[0].tokens.astype(np.int64))[None]
     with open_model(teacher) as whole, open_model(out) as student, torch.inference_mode():
         for size in (8, 6, 4):
