@@ -150,6 +150,12 @@ class ShrinkSection(Section):
             raise PydanticCustomError(
                 "nested", "nested needs an order of worth, which auto has not; name a criterion"
             )
+        if self.nested and self.previous:
+            raise PydanticCustomError(
+                "nested",
+                "previous: an order of all experts has no use for an earlier choice of some; leave "
+                "out previous or nested",
+            )
         return self
 
 

@@ -83,8 +83,10 @@ def test_a_nested_student_holds_a_pruned_one_in_every_prefix(tiny_model, tmp_pat
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_nested_needs_its_largest_share_as_keep_and_an_order():
+def test_nested_needs_its_largest_share_as_keep_an_order_and_no_earlier_choice():
     with pytest.raises(BadInputError, match="must be keep"):
         checked(ShrinkSection, keep=0.5, nested=(1.0, 0.5))
     with pytest.raises(BadInputError, match="name a criterion"):
         checked(ShrinkSection, keep=1.0, nested=(1.0, 0.5), criterion="auto")
+    with pytest.raises(BadInputError, match="previous: an order of all experts"):
+        checked(ShrinkSection, keep=1.0, nested=(1.0, 0.5), previous="student")
