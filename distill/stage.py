@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +15,12 @@ from edgekit.distill.divergence import Divergence
 from edgekit.distill.fake_quantize import fake_quantize
 from edgekit.distill.masked import Mask, prefix_mask
 from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.pass_memory import free_memory
 from edgekit.distill.processes import Processes
 from edgekit.distill.same_tokenizer import real_tokens
+from edgekit.distill.training_memory import require_training_memory, training_needs
 from edgekit.distill.write_student import write_student
+from edgekit.errors import BadInputError
 from edgekit.nested import stored_sizes
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
@@ -30,6 +33,7 @@ class Student:
 
     ``nested`` are its sizes in experts, if it has several, and ``masks`` makes each of them; one of
     one size has the mask None. ``rounding`` is what its matrices were rounded as, if they were.
+    ``largest`` tokens are the largest micro-batch that fits in memory, about.
     """
 
     opened: OpenModel
@@ -37,6 +41,7 @@ class Student:
     masks: Sequence[Mask | None]
     rounding: QuantizeSection | None
     processes: Processes
+    largest: int
 
     @property
     def vocab_size(self) -> int:
@@ -57,24 +62,42 @@ def open_student(
     quantization: QuantizeSection | None,
     device: str,
     progress: Progress,
+    *,
+    longest: int = 0,
+    beside: int = 0,
+    force: bool = False,
 ) -> Iterator[Student]:
-    """Open a checkpoint to train it; its matrices rounded as ``quantization`` says, if ``params``
-    are quantization-aware.
+    """Open a checkpoint to train it on sequences of at most ``longest`` tokens; its matrices
+    rounded as ``quantization`` says, if ``params`` are quantization-aware. ``beside`` bytes are
+    for something else.
 
     Raises:
-        BadInputError: it cannot be read, or what would be trained is rounded.
+        BadInputError: it cannot be read, what would be trained is rounded, or a sequence is longer
+            than its context.
+        OutOfResourcesError: training will not fit in memory, unless ``force``.
     """
     rounding = quantization if params.quantization_aware else None
     processes = Processes.start(device)
     torch.manual_seed(params.seed)
-    with open_model(path, device=str(processes.device)) as opened:
+    with open_model(path, device=str(processes.device), load=False) as opened:
+        context = opened.architecture.context_length
+        if longest > context:
+            raise BadInputError(
+                f"{path}: its context is {context} tokens, and a sequence to train on has "
+                f"{longest}; capture shorter ones ([data] sequence_length)"
+            )
+        needs = training_needs(opened, params, longest)
+        needs = replace(needs, fixed=needs.fixed + beside)
+        require_training_memory(needs, opened, params, processes, force)
+        largest = needs.largest(free_memory(processes.device) // processes.sharing)
+        opened.load()
         if rounding:
             require_unpacked(params.trainable)
             fake_quantize(opened, rounding, progress)
         config = str(path / "config.json")
         nested = stored_sizes(opened.checkpoint.config, opened.architecture, config)
         masks = [prefix_mask(opened.mixtures, count) for count in nested] or [None]
-        yield Student(opened, nested, masks, rounding, processes)
+        yield Student(opened, nested, masks, rounding, processes, largest)
 
 
 def remembered(

@@ -10,6 +10,10 @@ holds the optimizer's moments in full precision.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgekit.checkpoint import read_config, read_json, shard_names
@@ -19,12 +23,15 @@ from edgekit.distill.losses import Loss
 from edgekit.distill.open_model import OpenModel
 from edgekit.distill.same_tokenizer import require_tokenizer
 from edgekit.distill.stage import open_student
+from edgekit.distill.trackers import Trackers, require_trackers
 from edgekit.distill.train_report import TrainReport, train_report
 from edgekit.distill.trainer import Trainer
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
 from edgekit.text import TOKENIZER as TOKENIZER_JSON
+
+TRACKED = "trackers"  # directory with what trackers wrote
 
 
 def train(
@@ -38,6 +45,8 @@ def train(
     *,
     device: str = "auto",
     skip_missing: bool = False,
+    force: bool = False,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> TrainReport:
     """Train ``student`` on ``cache`` and write the healed checkpoint into ``out``.
 
@@ -46,23 +55,52 @@ def train(
     With ``params.quantization_aware`` every matrix is, during training, what ``quantization`` will
     make of it, so router and norms learn to make up for the rounding (after Norm Tweaking, arXiv
     2309.02784). The matrices themselves are written as they were, and quantizing them gives the
-    same codes again. With ``skip_missing`` it goes on without shards that are not there.
+    same codes again. With ``skip_missing`` it goes on without shards that are not there, with
+    ``force`` where memory seems too small; ``notify`` is told what a trial chose. ``scratch`` keeps
+    what an interrupted training continues from, and the best weights meanwhile.
+
+    Of several processes the main one writes; all return the report.
 
     Raises:
         BadInputError: the cache does not fit the student or the loss, or the student diverged.
+        MissingRuntimeError: a tracker is not installed.
+        OutOfResourcesError: memory is too small.
     """
     logits = LogitCache(cache, skip_missing)
-    with open_student(student, params, quantization, device, progress) as found:
+    require_trackers(params.trackers)
+    longest = max((len(s.tokens) for s in logits.sequences), default=0)
+    with (
+        kept_directory(scratch) as saved,
+        open_student(
+            student, params, quantization, device, progress, longest=longest, force=force
+        ) as found,
+    ):
         require_fit(found.opened, logits, params)
+        names = params.trackers if found.processes.is_main else ()
+        trackers = Trackers(names, saved / TRACKED, params.with_effect())
         trainer = Trainer(
             found.opened, params, logits.vocab_size, loss=Loss.of(params), masks=found.masks,
-            held_out=logits, saved=scratch, processes=found.processes,
+            held_out=logits, saved=saved, processes=found.processes, trackers=trackers,
+            largest=found.largest, notify=notify,
         )  # fmt: skip
         trainer.begin(progress)
         trainer.train(logits, 0, params.steps, progress)
         after = trainer.finish(progress)
+        trackers.close()
         found.write(out, progress)
+        if (saved / TRACKED).is_dir() and found.processes.is_main:
+            shutil.copytree(saved / TRACKED, out / TRACKED)
         return train_report(trainer, found.nested, after)
+
+
+@contextmanager
+def kept_directory(scratch: Path | None) -> Iterator[Path]:
+    """``scratch``, or a directory that goes in the end."""
+    if scratch:
+        yield scratch
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
 
 
 def training_digest(
@@ -77,7 +115,7 @@ def training_digest(
             "student": [str(student.resolve()), *([f.st_size, f.st_mtime_ns] for f in files)],
             "cache": read_json(cache / INDEX),
             "config": read_config(student),
-            "params": params.model_dump(mode="json"),
+            "params": params.with_effect(),
         }
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -29,7 +29,6 @@ from edgekit.family_table import FAMILIES
 from edgekit.memory import require_memory
 from edgekit.plan import BASE_MEMORY, FLOAT32_BYTES
 from edgekit.recipe import DistillSection
-from edgekit.sequences import TokenSequence
 
 KEPT_BY_OPTIMIZER = {"adamw": 2, "adafactor": 0}  # values per weight; rows and columns are few
 LOGIT_COPIES = 3  # logits, their gradient and a softmax
@@ -58,14 +57,12 @@ class TrainingNeeds:
         return int(tokens) if tokens >= self.longest else 0
 
 
-def training_needs(
-    opened: OpenModel, params: DistillSection, sequences: Sequence[TokenSequence]
-) -> TrainingNeeds:
-    """What training ``opened``, which need not be loaded, on ``sequences`` takes."""
+def training_needs(opened: OpenModel, params: DistillSection, longest: int) -> TrainingNeeds:
+    """What training ``opened``, which need not be loaded, on sequences of at most ``longest``
+    tokens takes."""
     architecture = opened.architecture
     trained = _trained_values(trainable_parameters(opened, params.trainable), opened, params)
     kept = 1 + KEPT_BY_OPTIMIZER[params.optimizer]  # gradient and what the optimizer keeps
-    longest = max((len(s.tokens) for s in sequences), default=0)
     row = max(longest, min(params.micro_batch_tokens, PACKED_TOKENS))
     logits = min(CHUNK_BYTES, FLOAT32_BYTES * FORWARD_TOKENS * architecture.vocab_size)
     measured = FLOAT32_BYTES * max(FORWARD_TOKENS, longest) * architecture.vocab_size
