@@ -62,7 +62,7 @@ def choose(
             another model.
     """
     require_count(mixture, keep)
-    _require_same_layers(previous, statistics.layers, mixture.num_experts)
+    require_same_layers(previous, statistics.layers, mixture.num_experts)
     worth = scores(statistics, criterion, seed)
     protected = super_experts(statistics)
     favoured = _favoured(worth, statistics.layers, protected, previous, margin)
@@ -114,9 +114,14 @@ def require_count(mixture: Mixture, keep: int) -> None:
         )
 
 
-def _require_same_layers(
+def require_same_layers(
     previous: Mapping[int, Sequence[int]] | None, layers: Sequence[int], experts: int
 ) -> None:
+    """Refuse an earlier choice that is not of a model with these sparse ``layers``.
+
+    Raises:
+        BadInputError: names both models' layers.
+    """
     if previous is None:
         return
     beyond = [e for kept in previous.values() for e in kept if not 0 <= e < experts]

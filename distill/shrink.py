@@ -20,7 +20,14 @@ from edgekit.distill.automatic import AutomaticReport, Candidate, choose_by_meas
 from edgekit.distill.collect import PassOptions, checkpoint_digest, collect, collect_masked
 from edgekit.distill.criteria import CRITERIA, scores
 from edgekit.distill.divergence import held_out_sequences, remember
-from edgekit.distill.keep import Choice, Kept, choose, enough_text
+from edgekit.distill.keep import (
+    Choice,
+    Kept,
+    choose,
+    enough_text,
+    require_count,
+    require_same_layers,
+)
 from edgekit.distill.masked import Mask
 from edgekit.distill.nested import (
     NestedReport,
@@ -94,15 +101,23 @@ def shrink(
     file of an earlier pass over the same checkpoint.
 
     Raises:
-        BadInputError: the model is dense, or too few experts would stay for its router.
+        BadInputError: the model is dense, its router cannot work with as few experts, there is no
+            held-out text where it is needed, or ``previous`` is of another model: said before
+            anything runs.
     """
     text = read_sequences(sequences / FILE_NAME)
+    previous = read_keep_map(Path(params.previous)) if params.previous else None
     with Checkpoint(model) as checkpoint:
         architecture = checkpoint.architecture
         keep = experts_to_keep(architecture, params.keep, str(model))
+        sizes = nested_sizes(architecture, params.nested, str(model)) if params.nested else []
     mixture = architecture.moe
     assert mixture is not None
-    previous = read_keep_map(Path(params.previous)) if params.previous else None
+    require_count(mixture, keep)
+    sparse = [layer.index for layer in architecture.layers if layer.mixture]
+    require_same_layers(previous, sparse, mixture.num_experts)
+    if params.criterion == "auto" or sizes:
+        held_out_sequences(text, MEASURED_PER_DOMAIN)
     passes = passes or PassOptions()
     streamed = passes.mode == "streamed"
     measured = _statistics(model, text, scratch, statistics, passes, progress)
@@ -112,8 +127,7 @@ def shrink(
         with resident(opened, streamed):
             choice, automatic = _choose(opened, measured, keep, params, previous, text, progress)
             least = choice  # of a nested student the choice of fewest experts, the least sure
-            if params.nested:
-                sizes = nested_sizes(architecture, params.nested, str(model))
+            if sizes:
                 choice, nested, least = _nest(
                     opened, measured, choice, sizes, params, text, progress
                 )

@@ -30,8 +30,8 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
         BadInputError: ``target`` exists and ``replace`` is false, or cannot be written.
         OutOfResourcesError: the disk is full.
     """
-    if target.exists() and not replace:
-        raise _exists(target)
+    if not replace:
+        require_absent(target)
     target = target.absolute()  # "." has no name
     temporary = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
     with disk_errors(target):
@@ -78,6 +78,16 @@ def atomic_file(target: Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def require_absent(target: Path) -> None:
+    """Refuse a directory that is there already, before the work that would be put there.
+
+    Raises:
+        BadInputError: it exists.
+    """
+    if target.exists():
+        raise _exists(target)
 
 
 def _exists(target: Path, kind: str = "directory") -> BadInputError:

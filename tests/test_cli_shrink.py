@@ -125,6 +125,9 @@ def test_a_sparse_model_becomes_dense_warmed_up_and_narrower(measured, run, tmp_
 
 def test_what_makes_no_sense_is_said_before_any_work(measured, run, tiny_model, tmp_path):
     teacher, _ = measured
+    (tmp_path / "there").mkdir()
+    error = run("stats", tmp_path / "no model", "--out", tmp_path / "there", code=2)
+    assert "there exists already" in error
     assert "give --feed-forward" in run("slice", teacher, "--out", tmp_path / "o", code=2)
     assert "are no shares" in run(teacher, "--nested", "half", "--out", tmp_path / "o", code=2)
     error = run("merge", teacher, "--method", "best", "--out", tmp_path / "o", code=2)

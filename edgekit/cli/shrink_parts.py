@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from edgekit.atomic import atomic_directory, link_or_copy
+from edgekit.atomic import atomic_directory, link_or_copy, require_absent
 from edgekit.cli.common import (
     Force,
     Json,
@@ -117,12 +117,14 @@ def stats(
     from edgekit.sequences import FILE_NAME, read_sequences
 
     progress = default_progress()
+    share = Share.of_process()
+    if share.workers == 1:  # of several, one may have finished already
+        require_absent(out)
     teacher = resolve_model(model, progress)
     out = out.absolute()
     key = json_digest([str(teacher.resolve()), section.model_dump(mode="json")])[:12]
     scratch = out.with_name(f".{out.name}.state-{key}")
     options = PassOptions(device=device, mode="streamed" if streamed else "auto", force=force)
-    share = Share.of_process()
     text = scratch / f"text-{share.rank}"
     text.mkdir(parents=True, exist_ok=True)
     make_sequences(teacher, section, text, progress, text)

@@ -328,6 +328,35 @@ def test_shrinking_a_dense_model_or_below_top_k_is_refused(
         attempt(tiny_mixtral, 0.25)
 
 
+SIXTEEN = {"n_routed_experts": 16, "num_experts": 16, "num_local_experts": 16}
+
+
+@pytest.mark.parametrize(
+    ("family", "section", "held_out", "sentence"),
+    [
+        ("deepseek_v3", {"keep": 0.625}, True, "do not divide into the router's 4 groups"),
+        ("deepseek_v3", {"keep": 1.0, "nested": (1.0, 0.5)}, True, "chooses 2 of 4 groups"),
+        ("mixtral", {"keep": 0.5, "criterion": "auto"}, False, "no held-out sequence"),
+        ("mixtral", {"keep": 1.0, "nested": (1.0, 0.5)}, False, "no held-out sequence"),
+        ("mixtral", {"keep": 0.5, "previous": "{}"}, True, "a keep-map of layers 0, 7"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(
+    tiny_model, tmp_path, monkeypatch, family, section, held_out, sentence
+):
+    earlier = tmp_path / KEEP_MAP
+    earlier.write_text('{"kept": {"0": [1], "7": [2]}}')
+    if "previous" in section:
+        section = {**section, "previous": str(earlier)}
+    write_sequences(tmp_path / FILE_NAME, [s for s in text() if held_out or not s.held_out])
+    monkeypatch.setattr("edgekit.distill.shrink.collect", None)
+    with pytest.raises(BadInputError, match=sentence):
+        shrink(
+            tiny_model(family, **SIXTEEN), tmp_path, ShrinkSection(**section), tmp_path, Silent(),
+            tmp_path,
+        )  # fmt: skip
+
+
 def test_a_file_that_is_no_keep_map_is_refused(tiny_mixtral):
     with pytest.raises(BadInputError, match="no keep-map"):
         read_keep_map(tiny_mixtral / "config.json")
