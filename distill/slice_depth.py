@@ -223,15 +223,21 @@ def write_shallower(
     count = len(checkpoint.architecture.layers) // names.parts
     kept = graph_layers([i for i in range(count) if i not in removed], names.parts)
 
-    def tensor(spec: TensorSpec) -> NDArray[np.float32]:
+    def origin(spec: TensorSpec) -> str:
         if spec.layer < 0:
-            return checkpoint.float32(spec.name)
+            return spec.name
         rest = spec.name.removeprefix(names.inside(spec.layer))
-        return checkpoint.float32(names.inside(kept[spec.layer]) + rest)
+        return names.inside(kept[spec.layer]) + rest
 
-    specs = describe(config).tensors()
+    def tensor(spec: TensorSpec) -> NDArray[np.float32]:
+        return checkpoint.float32(origin(spec))
+
+    specs, dtypes = describe(config).tensors(), checkpoint.dtypes
+    whole = checkpoint.architecture.by_name
+    sources = {spec.source.tensor: whole[origin(spec)].source.tensor for spec in specs}
+    stored_as = {new: dtypes[old] for new, old in sources.items() if old in dtypes}
     with progress.task("write the shallower model", len(specs)) as task:
-        write_checkpoint(out, config, tensor, checkpoint.dtype, task.advance)
+        write_checkpoint(out, config, tensor, checkpoint.dtype, task.advance, stored_as)
 
 
 def _measured_again(out: Path, best: Block, targets: Targets, progress: Progress) -> Divergence:

@@ -117,6 +117,15 @@ class WidthPlan:
         scale = self.scales.get(spec.name)
         return scale.apply(values) if scale else values
 
+    def stored_as(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """How its tensors are stored: as those of ``checkpoint``, but scaled vectors in float32."""
+        scaled = {
+            spec.source.tensor: "F32"
+            for spec in self.architecture.tensors()
+            if spec.name in self.scales and len(spec.shape) == 1
+        }
+        return checkpoint.dtypes | scaled
+
 
 def slice_width(
     model: Path,
@@ -268,6 +277,7 @@ def write_narrower(checkpoint: Checkpoint, plan: WidthPlan, out: Path, progress:
             lambda spec: plan.tensor(spec, checkpoint.float32(spec.name)),
             checkpoint.dtype,
             task.advance,
+            plan.stored_as(checkpoint),
         )
 
 

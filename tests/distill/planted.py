@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
 
 from edgekit.architecture import Attention, FeedForward, LatentAttention, ShortConv, TensorSpec
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
@@ -33,6 +35,23 @@ def rewritten(model: Path, out: Path, change: Change, **config: object) -> Path:
             return values
 
         write_checkpoint(out, {**checkpoint.config, **config}, tensor, "F32")
+    copy_tokenizer(model, out)
+    return out
+
+
+def half_precision(model: Path, out: Path) -> Path:
+    """``model`` in bfloat16, but for the corrections of its routers' choice: these are float32, of
+    values that bfloat16 has not got and that decide."""
+    out.mkdir()
+    rng = np.random.default_rng(RNG_SEED)
+    tensors = load_file(model / "model.safetensors")
+    for name, values in tensors.items():
+        tensors[name] = values.to(torch.bfloat16)
+        if name.endswith("correction_bias"):  # 1/512 apart where bfloat16 has steps of 1/128
+            order = torch.from_numpy(rng.permutation(values.numel()).astype(np.float32))
+            tensors[name] = 1 + order.reshape(values.shape) / 512
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    (out / "config.json").write_bytes((model / "config.json").read_bytes())
     copy_tokenizer(model, out)
     return out
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from planted import rewritten, text, writers
+from planted import half_precision, rewritten, text, writers
 from test_slice_width import assert_reloads, assert_same, logits
 from tiny_families import FAMILY_OPTIONS
 
@@ -125,6 +125,24 @@ def test_every_kept_layer_stays_what_it_was(tiny_model, tmp_path, family, option
             continue
         kept = [layer for layer in old.layers if not first <= layer.index < first + 2]
         assert [kind(a, row) for a in new.layers] == [kind(b, row) for b in kept]
+
+
+def test_every_tensor_stays_in_the_precision_in_which_it_was(tiny_model, tmp_path):
+    model = tiny_model("deepseek_v3", num_hidden_layers=4)
+    half = half_precision(model, tmp_path / "half")
+    (tmp_path / "out").mkdir()
+    report = slice_depth(half, TEXT, DepthOptions(1), tmp_path / "out", Silent())
+    kept = [i for i in range(4) if i not in report.removed]
+    with Checkpoint(half) as whole, Checkpoint(tmp_path / "out") as sliced:
+        for new, old in enumerate(kept):
+            name = "model.layers.{}.mlp.gate.e_score_correction_bias"
+            if name.format(old) in whole.dtypes:
+                assert sliced.dtypes[name.format(new)] == "F32"
+                np.testing.assert_array_equal(
+                    sliced.float32(name.format(new)), whole.float32(name.format(old))
+                )
+        kinds = [c.dtypes["model.layers.0.input_layernorm.weight"] for c in (whole, sliced)]
+        assert kinds == ["BF16", "BF16"]
 
 
 def test_the_block_with_the_smallest_measured_loss_goes(tiny_model, tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from planted import convolutions, feed_forwards, rewritten, text, writers
+from planted import convolutions, feed_forwards, half_precision, rewritten, text, writers
 from tiny_families import FAMILY_OPTIONS
 
 from edgekit.checkpoint import Checkpoint
@@ -266,6 +266,20 @@ def test_the_report_is_written_and_counts_what_is_there(tiny_model, tmp_path):
     assert sizes == {"experts": (64, 32), "shared": (96, 64)}
     assert (tmp_path / "tokenizer.json").is_file()
     assert report.calibration_tokens == sum(len(s.tokens) for s in TEXT if not s.held_out)
+
+
+@pytest.mark.parametrize("options", [HALF_NEURONS, HALF_CHANNELS])
+def test_every_tensor_stays_in_the_precision_in_which_it_was(tiny_model, tmp_path, options):
+    half = half_precision(tiny_model("deepseek_v3"), tmp_path / "half")
+    (tmp_path / "out").mkdir()
+    report = slice_width(half, TEXT, options, tmp_path / "out", Silent())
+    with Checkpoint(half) as whole, Checkpoint(tmp_path / "out") as sliced:
+        scaled = {norm.module + ".weight" for norm, _ in hidden_norms(whole.architecture)}
+        for name, kind in whole.dtypes.items():
+            rescaled = name in scaled and report.hidden_after < report.hidden_before
+            assert sliced.dtypes[name] == ("F32" if rescaled else kind), name
+            if name.endswith("correction_bias"):
+                np.testing.assert_array_equal(sliced.float32(name), whole.float32(name))
 
 
 @pytest.mark.parametrize("family", HEADS_FOLLOW)
