@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fsspec
 import numpy as np
@@ -100,24 +100,26 @@ class LogitCache:
         shard, begin, end = self._place[number]
         file, starts = self._open(shard.file)
         if starts is None:
-            ids = token_ids(file.array("ids")[begin:end])
-            return TopTargets(ids, _floats(file, "logprobs", begin, end),
-                              _floats(file, "tail", begin, end))  # fmt: skip
+            return TopTargets(
+                torch.from_numpy(token_ids(file.array("ids")[begin:end])),
+                torch.from_numpy(_floats(file, "logprobs", begin, end)),
+                torch.from_numpy(_floats(file, "tail", begin, end)),
+            )
         unique = starts[begin + 1 : end + 1] - starts[begin:end]
         taken = np.arange(unique.max(initial=1)) < unique[:, None]
-        rows = slice(starts[begin], starts[end])
+        first, last = starts[begin], starts[end]
 
-        def padded(values: torch.Tensor) -> torch.Tensor:
-            whole = torch.zeros(taken.shape, dtype=values.dtype)
-            whole[torch.from_numpy(taken)] = values
-            return whole
+        def padded(values: NDArray[Any]) -> torch.Tensor:
+            whole = np.zeros(taken.shape, values.dtype)  # ten times as fast as torch's
+            whole[taken] = values
+            return torch.from_numpy(whole)
 
         kept = "logprobs" in file.tensors
         return SampledTargets(
-            padded(token_ids(file.array("ids")[rows])),
-            padded(torch.from_numpy(file.array("counts")[rows].astype(np.float32))),
-            _floats(file, "entropy", begin, end),
-            padded(_floats(file, "logprobs", rows.start, rows.stop)) if kept else None,
+            padded(token_ids(file.array("ids")[first:last])),
+            padded(_floats(file, "counts", first, last)),
+            torch.from_numpy(_floats(file, "entropy", begin, end)),
+            padded(_floats(file, "logprobs", first, last)) if kept else None,
         )
 
     def local(self, name: str) -> Path:
@@ -177,13 +179,15 @@ def read_index(path: Path) -> CacheIndex:
         ) from error
 
 
-def token_ids(stored: NDArray[np.uint8]) -> torch.Tensor:
+def token_ids(stored: NDArray[np.uint8]) -> NDArray[np.int64]:
     """int64 [...] of little-endian bytes [..., 2 or 3]."""
+    if stored.shape[-1] == 2:
+        return stored.view("<u2")[..., 0].astype(np.int64)
     ids = stored[..., 0].astype(np.int64)
     for place in range(1, stored.shape[-1]):
         ids |= stored[..., place].astype(np.int64) << (8 * place)
-    return torch.from_numpy(ids)
+    return ids
 
 
-def _floats(file: TensorFile, name: str, begin: int, end: int) -> torch.Tensor:
-    return torch.from_numpy(file.array(name)[begin:end].astype(np.float32))
+def _floats(file: TensorFile, name: str, begin: int, end: int) -> NDArray[np.float32]:
+    return file.array(name)[begin:end].astype(np.float32)

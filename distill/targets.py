@@ -149,12 +149,18 @@ def joined(parts: Sequence[TeacherTargets]) -> TeacherTargets:
     width = max(part.ids.shape[1] for part in drawn)
     kept = [part.logprobs for part in drawn if part.logprobs is not None]
     return SampledTargets(
-        torch.cat([_widened(t.ids, width) for t in drawn]),
-        torch.cat([_widened(t.counts, width) for t in drawn]),
+        _below_another([t.ids for t in drawn], width),
+        _below_another([t.counts for t in drawn], width),
         torch.cat([t.entropy for t in drawn]),
-        torch.cat([_widened(k, width) for k in kept]) if kept else None,
+        _below_another(kept, width) if kept else None,
     )
 
 
-def _widened(rows: torch.Tensor, width: int) -> torch.Tensor:
-    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]))
+def _below_another(parts: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """[Σ T, ``width``] of parts [T, at most ``width``], padded by 0."""
+    whole = parts[0].new_zeros(sum(map(len, parts)), width)
+    begin = 0
+    for part in parts:
+        whole[begin : begin + len(part), : part.shape[1]] = part
+        begin += len(part)
+    return whole
