@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,54 +40,73 @@ def read_documents(tokenizer: ChatTokenizer, params: DataSection) -> list[TokenS
     """Sequences of ``params.files``; the domain is the file's name without its ending.
 
     A document goes to one split, chosen by a hash of its text and the seed: evaluation gets
-    ``held_out_tokens`` of it, training ``tokens``; a split of 0 tokens gets none. Reading stops
-    once both have what they want. With ``params.count`` "assistant" only positions that predict an
-    assistant's tokens count in a row of messages; text counts wholly. Pieces in which no position
-    counts are left out.
+    ``held_out_tokens`` of it, training ``tokens``; a split of 0 tokens gets none. Every file gives
+    the same share of a split, at least the shortest sequence; what one lacks the others give.
+    Reading stops once both splits have what they want. With ``params.count`` "assistant" only
+    positions that predict an assistant's tokens count in a row of messages; text counts wholly.
+    Pieces in which no position counts are left out.
 
     Raises:
-        BadInputError: a file is missing, of an unknown kind or malformed, or there is too little
-            text for a split that is wanted.
+        BadInputError: a file is missing, of an unknown kind or malformed, or has too little text
+            for a split that is wanted.
     """
+    sequences = _read(tokenizer, params)
+    for name in params.files:
+        _require_text([s for s in sequences if s.domain == Path(name).stem], params, (name,))
+    return sequences
+
+
+def _read(tokenizer: ChatTokenizer, params: DataSection) -> list[TokenSequence]:
+    """What there is of both splits: first of training."""
     require_goal(params)
-    pools: dict[bool, list[TokenSequence]] = {False: [], True: []}
-    goals = {False: params.tokens, True: params.held_out_tokens}
-    # a split that is wanted at all has room for the shortest sequence
-    room = {held_out: max(goal, MIN_TOKENS) if goal else 0 for held_out, goal in goals.items()}
-    for document, held_out in split_documents(tokenizer, params):
-        if room[held_out] < MIN_TOKENS:
-            continue
-        whole = _encode(tokenizer, document, held_out, params.count)
-        for piece in _pieces(whole, room[held_out], params.sequence_length):
-            pools[held_out].append(piece)
-            room[held_out] -= len(piece.tokens)
-        if max(room.values()) < MIN_TOKENS:
-            break
+    files = [_File(split_documents(tokenizer, params, path)) for path in _paths(params)]
+
+    def supply(file: _File, held_out: bool) -> _Supply:
+        documents = file.held_out() if held_out else file.training()
+        return _Supply(_encode(tokenizer, d, held_out, params.count) for d in documents)
+
+    found: list[TokenSequence] = []
+    for held_out, goal in ((False, params.tokens), (True, params.held_out_tokens)):
+        if goal:
+            supplies = [supply(file, held_out) for file in files]
+            found += _shared(supplies, goal, params.sequence_length)
+    return found
+
+
+def _require_text(
+    sequences: Sequence[TokenSequence], params: DataSection, files: Sequence[str]
+) -> None:
+    """Refuse ``files`` whose ``sequences`` lack a split that ``params`` wants."""
+    splits = {s.held_out for s in sequences}
     for held_out, field in ((False, "tokens"), (True, "held_out_tokens")):
-        if goals[held_out] and not pools[held_out]:
+        if getattr(params, field) and held_out not in splits:
             answers = " (of an assistant's turns)" if params.count == "assistant" else ""
             raise BadInputError(
-                f"{', '.join(params.files)}: too little text for [data] {field}{answers}; add "
-                "files or shorter documents"
+                f"{', '.join(files)}: too little text for [data] {field}{answers}; give it more "
+                "or shorter documents, or leave it out"
             )
-    return pools[False] + pools[True]
+
+
+def _paths(params: DataSection) -> list[Path]:
+    return [_checked(Path(name)) for name in params.files]
 
 
 def split_documents(
-    tokenizer: ChatTokenizer, params: DataSection
+    tokenizer: ChatTokenizer, params: DataSection, path: Path | None = None
 ) -> Iterator[tuple[Document, bool]]:
-    """Every document of ``params.files``, and whether it is held out."""
-    paths = [_checked(Path(name)) for name in params.files]
+    """Every document of ``params.files``, or of ``path`` alone, and whether it is held out."""
     share = params.held_out_tokens / (params.tokens + params.held_out_tokens)
-    for document in itertools.chain.from_iterable(_documents(p, tokenizer) for p in paths):
-        yield document, _fraction(document.text, params.seed) < share
+    for file in [path] if path else _paths(params):
+        for document in _documents(file, tokenizer):
+            yield document, _fraction(document.text, params.seed) < share
 
 
 def read_domains(tokenizer: ChatTokenizer, params: DataSection) -> list[TokenSequence]:
     """Sequences of the domains of ``params`` that have files, in proportion to their weights.
 
     Raises:
-        BadInputError: as :func:`read_documents`, for the first domain that has too little text.
+        BadInputError: as :func:`read_documents`, for the first domain that has too little text in
+            all of its files.
     """
     sequences: list[TokenSequence] = []
     for name, share in params.shares().items():
@@ -102,7 +120,8 @@ def read_domains(tokenizer: ChatTokenizer, params: DataSection) -> list[TokenSeq
                 "held_out_tokens": round(params.held_out_tokens * share),
             }
         )
-        found = read_documents(tokenizer, part)
+        found = _read(tokenizer, part)
+        _require_text(found, part, files)
         sequences += [dataclasses.replace(s, domain=name) for s in found]
     return sequences
 
@@ -135,18 +154,75 @@ def predicting(written: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.append(written[1:], False)
 
 
-def _pieces(whole: TokenSequence, room: int, length: int) -> Iterator[TokenSequence]:
-    """``whole`` in pieces of ``length``, the last maybe shorter, of at most ``room`` tokens
-    together; without those in which nothing counts."""
-    for start in range(0, len(whole.tokens), length):
-        place = slice(start, start + min(length, room))
+class _File:
+    """The documents of one file, read once: those held out wait until training has enough."""
+
+    def __init__(self, documents: Iterator[tuple[Document, bool]]) -> None:
+        self._documents = documents
+        self._waiting: list[Document] = []
+
+    def training(self) -> Iterator[Document]:
+        """Those of training, from where it was left."""
+        for document, held_out in self._documents:
+            if not held_out:
+                yield document
+            else:
+                self._waiting.append(document)
+
+    def held_out(self) -> Iterator[Document]:
+        """Those held out; ask for them last, because the others are passed over."""
+        yield from self._waiting
+        yield from (document for document, held_out in self._documents if held_out)
+
+
+@dataclass
+class _Supply:
+    """Whole ``documents`` of one file and split, cut as they are asked for. ``left`` is what is
+    left of the one that was cut last; ``spent`` says that there is no more."""
+
+    documents: Iterator[TokenSequence]
+    left: TokenSequence | None = None
+    spent: bool = False
+
+    def take(self, room: int, length: int) -> Iterator[TokenSequence]:
+        """Pieces of ``length`` tokens, the last of a document or of all maybe shorter, of at most
+        ``room`` tokens together; without those in which nothing counts."""
+        while room >= MIN_TOKENS:
+            whole = self.left if self.left is not None else next(self.documents, None)
+            if whole is None:
+                self.spent = True
+                return
+            piece, self.left = _cut(whole, min(room, length))
+            if len(piece.tokens) >= MIN_TOKENS and piece.positions:
+                yield piece
+                room -= len(piece.tokens)
+
+
+def _cut(whole: TokenSequence, length: int) -> tuple[TokenSequence, TokenSequence | None]:
+    """The first ``length`` tokens, and the rest if there is one."""
+
+    def part(place: slice) -> TokenSequence:
         counted = None if whole.counted is None else whole.counted[place]
-        piece = dataclasses.replace(whole, tokens=whole.tokens[place], counted=counted)
-        if len(piece.tokens) < MIN_TOKENS:
-            return
-        if piece.positions:
-            yield piece
-            room -= len(piece.tokens)
+        return dataclasses.replace(whole, tokens=whole.tokens[place], counted=counted)
+
+    more = len(whole.tokens) > length
+    return part(slice(length)), part(slice(length, None)) if more else None
+
+
+def _shared(supplies: list[_Supply], goal: int, length: int) -> list[TokenSequence]:
+    """About ``goal`` tokens, as many from each supply: what one lacks the others give."""
+    found: list[TokenSequence] = []
+    room = max(goal, MIN_TOKENS * len(supplies))
+    lacking = True
+    while lacking and supplies:
+        share = max(room // len(supplies), MIN_TOKENS)
+        for supply in supplies:
+            pieces = list(supply.take(min(share, room), length))
+            found += pieces
+            room -= sum(len(piece.tokens) for piece in pieces)
+        others = [supply for supply in supplies if not supply.spent]
+        lacking, supplies = len(others) < len(supplies), others
+    return found
 
 
 def _checked(path: Path) -> Path:

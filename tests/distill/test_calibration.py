@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgekit.distill.calibration import load_prompts, make_sequences, plan_rows
-from edgekit.distill.documents import read_documents
+from edgekit.distill.documents import read_documents, read_domains
 from edgekit.errors import BadInputError
 from edgekit.progress import Silent
 from edgekit.recipe import DOMAINS, DataSection
@@ -174,6 +174,69 @@ def test_a_file_that_is_missing_is_named_even_if_the_first_suffices(tokenizer, t
     params = DataSection(files=(str(path), "absent.txt"), tokens=64, held_out_tokens=0)
     with pytest.raises(BadInputError, match="absent"):
         read_documents(tokenizer, params)
+
+
+def documents(path, count, words):
+    """A file of ``count`` documents of ``words`` words."""
+    rows = [{"text": f"{path.stem} {i} " + "fox " * words} for i in range(count)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def tokens_of(sequences):
+    """Tokens by domain, in training and held out."""
+    found = {}
+    for s in sequences:
+        found.setdefault(s.domain, [0, 0])[s.held_out] += len(s.tokens)
+    return found
+
+
+def test_every_file_gives_the_same_share_of_both_splits(tokenizer, tmp_path):
+    files = [documents(tmp_path / f"{name}.jsonl", 60, words)
+             for name, words in (("chat", 20), ("code", 100), ("law", 9))]  # fmt: skip
+    params = DataSection(files=tuple(files), tokens=768, held_out_tokens=192, sequence_length=32)
+    sequences = read_documents(tokenizer, params)
+    found = tokens_of(sequences)
+    assert set(found) == {"chat", "code", "law"}
+    for training, held_out in found.values():
+        assert 256 - 8 < training <= 256
+        assert 64 - 8 < held_out <= 64
+    alone = read_documents(tokenizer, params.model_copy(
+        update={"files": (files[1],), "tokens": 256, "held_out_tokens": 64}
+    ))  # fmt: skip
+    ours = [s.tokens.tolist() for s in sequences if s.domain == "code" and s.held_out]
+    assert ours == [s.tokens.tolist() for s in alone if s.held_out]
+
+
+def test_what_a_short_file_lacks_the_others_give_without_a_gap(tokenizer, tmp_path):
+    short = documents(tmp_path / "short.jsonl", 2, 20)
+    one = tmp_path / "one.txt"
+    one.write_text(" ".join(str(i) for i in range(900)))  # a document that is cut twice
+    params = DataSection(files=(str(one), short), tokens=512, held_out_tokens=0, sequence_length=48)
+    sequences = read_documents(tokenizer, params)
+    found = tokens_of(sequences)
+    assert found["short"][0] < 100
+    assert 512 - 8 < found["short"][0] + found["one"][0] <= 512
+    of_one = [t for s in sequences if s.domain == "one" for t in s.tokens.tolist()]
+    assert of_one == tokenizer.encode(one.read_text())[: len(of_one)]
+
+
+def test_a_file_that_gives_nothing_to_a_split_is_named(tokenizer, tmp_path):
+    one = tmp_path / "one.txt"
+    one.write_text(WORDS[0])  # a single document is in one split
+    many = documents(tmp_path / "many.jsonl", 60, 20)
+    params = DataSection(files=(str(one), many), tokens=256, held_out_tokens=256)
+    with pytest.raises(BadInputError, match=r"^[^,]*one\.txt: too little text for \[data\] "):
+        read_documents(tokenizer, params)
+    domains = {"mine": {"files": params.files}}  # what matters of a domain is all of it
+    params = DataSection(domains=domains, tokens=256, held_out_tokens=256, sequence_length=32)
+    assert set(tokens_of(read_domains(tokenizer, params))) == {"mine"}
+
+
+def test_many_files_with_a_small_goal_give_one_short_sequence_each(tokenizer, tmp_path):
+    files = tuple(documents(tmp_path / f"{n}.jsonl", 2, 20) for n in range(5))
+    params = DataSection(files=files, tokens=16, held_out_tokens=0)
+    assert [len(s.tokens) for s in read_documents(tokenizer, params)] == [8] * 5
 
 
 @pytest.mark.parametrize(("tokens", "held_out"), [(64, 0), (0, 64)])
