@@ -24,9 +24,9 @@ from edgekit.describe import describe
 from edgekit.distill.chunks import Text
 from edgekit.distill.collect import (
     calibration_text,
-    checkpoint_digest,
     chunk_bounds,
     require_fit,
+    require_same,
 )
 from edgekit.distill.keep import require_count
 from edgekit.distill.merge_groups import METHODS
@@ -41,7 +41,7 @@ from edgekit.distill.prune import (
     round_as_written,
     write_smaller,
 )
-from edgekit.distill.statistics import Statistics, require_same, require_whole
+from edgekit.distill.statistics import Statistics, require_whole
 from edgekit.errors import BadInputError
 from edgekit.memory import require_disk
 from edgekit.progress import Progress
@@ -86,12 +86,12 @@ def merge(
             no text, the statistics are of another model or text, or an option is out of range.
         OutOfResourcesError: the disk is too small for the states, or full.
     """
-    _require_method(options)
+    _require_options(options)
     text = calibration_text(sequences)
     calibration = sequences_digest(text.sequences)
     if statistics:
         require_whole(statistics, "statistics")
-        require_same(statistics.info, checkpoint_digest(model), calibration, "statistics")
+        require_same(statistics.info, model, sequences, "statistics")
         text = _enough(text, options.sample_tokens)
     with open_model(model, device=options.device, load=False) as opened:
         keep = experts_to_keep(opened.architecture, options.keep, str(model))
@@ -132,7 +132,12 @@ def merge(
     )
 
 
-def _require_method(options: MergeOptions) -> None:
+def _require_options(options: MergeOptions) -> None:
+    if not 0 < options.keep < 1:
+        raise BadInputError(
+            f"keep is {options.keep}, expected the share of the experts that is left, above 0 and "
+            "below 1"
+        )
     if options.method not in METHODS:
         raise BadInputError(f"no way to merge named {options.method!r}; use {', '.join(METHODS)}")
     if options.sample_tokens < 1:
