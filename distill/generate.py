@@ -27,8 +27,8 @@ from edgekit.distill.open_model import OpenModel
 from edgekit.distill.targets import uniform_numbers
 from edgekit.errors import BadInputError
 from edgekit.progress import Task
+from edgekit.writing import WRITTEN_ROWS, WRITTEN_TOKENS
 
-BATCH_TOKENS = 4096  # of prompts and answers together; bounds the memory of keys and values
 SPREAD = 32  # longest less shortest prompt of a batch; tokens that are read one at a time
 LIKELIEST = 256  # tokens in which a nucleus is looked for first
 
@@ -146,8 +146,9 @@ def _batches(lengths: Sequence[int], new_tokens: int) -> Iterator[list[int]]:
     """Numbers of prompts of similar lengths, shortest first."""
     batch: list[int] = []
     for number in np.argsort(lengths, kind="stable").tolist():
-        size = (len(batch) + 1) * (lengths[number] + new_tokens)
-        if batch and (size > BATCH_TOKENS or lengths[number] - lengths[batch[0]] > SPREAD):
+        full = len(batch) == WRITTEN_ROWS
+        full |= (len(batch) + 1) * (lengths[number] + new_tokens) > WRITTEN_TOKENS
+        if batch and (full or lengths[number] - lengths[batch[0]] > SPREAD):
             yield batch
             batch = []
         batch.append(number)

@@ -11,14 +11,16 @@ the state is saved between rounds. So an interrupted training continues to the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from edgekit.checkpoint import read_config
+from edgekit.describe import describe
 from edgekit.distill.cache import LogitCache
 from edgekit.distill.divergence import Divergence, RememberedTargets, measure
 from edgekit.distill.generate import Sampling, generate
@@ -26,6 +28,8 @@ from edgekit.distill.head import Head
 from edgekit.distill.losses import Loss
 from edgekit.distill.masked import masked
 from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.pass_memory import weight_needs
+from edgekit.distill.processes import Processes
 from edgekit.distill.prompts import Prompt, rounds
 from edgekit.distill.rows import counted, hidden_states, micro_batches, packs
 from edgekit.distill.same_tokenizer import require_tokenizer, tokenizer_digest
@@ -39,6 +43,7 @@ from edgekit.recipe import DistillSection, QuantizeSection
 from edgekit.recipe_stages import OnPolicySection
 from edgekit.sequences import TokenSequence
 from edgekit.text import ChatTokenizer
+from edgekit.writing import written_bytes
 
 FORWARD_TOKENS = 512  # that the teacher reads at once
 MEASURED = 64  # held-out prompts that are continued before and after
@@ -75,22 +80,36 @@ def on_policy(
     *,
     cache: Path | None = None,
     device: str = "auto",
+    force: bool = False,
 ) -> OnPolicyReport:
     """Train ``student`` on its own text and write it into ``out``.
 
     ``teacher`` is a checkpoint, which is kept in memory, or a function such as one that asks a
     server. ``base`` says what ``params`` does not; on the held-out text of ``cache`` the KL is
-    measured before and after. ``scratch`` keeps the state between two rounds.
+    measured before and after. ``scratch`` keeps the state between two rounds; with ``force`` it
+    goes on where memory seems too small.
 
     Raises:
         BadInputError: teacher and student do not fit each other, or the student diverged.
+        OutOfResourcesError: memory is too small for both.
     """
     stage = stage_section(base, params)
-    with open_student(student, stage, quantization, device, progress) as opened:
+    longest = max(len(prompt.tokens) for prompt in prompts) + params.new_tokens
+    beside = written_bytes(describe(read_config(student), str(student / "config.json")))
+    with ExitStack() as stack:
+        taught = None
         if isinstance(teacher, Path):
-            with local_teacher(teacher, opened, params.top_k) as score:
-                return _train(opened, score, prompts, params, stage, out, progress, scratch, cache)
-        return _train(opened, teacher, prompts, params, stage, out, progress, scratch, cache)
+            place = str(Processes.start(device).device)
+            taught = stack.enter_context(open_model(teacher, device=place, load=False))
+            beside += weight_needs(taught).whole
+        learner = open_student(
+            student, stage, quantization, device, progress,
+            longest=longest, beside=beside, force=force,
+        )  # fmt: skip
+        opened = stack.enter_context(learner)
+        score = local_teacher(taught, opened, params.top_k) if taught else teacher
+        assert not isinstance(score, Path)
+        return _train(opened, score, prompts, params, stage, out, progress, scratch, cache)
 
 
 def stage_section(base: DistillSection, params: OnPolicySection) -> DistillSection:
@@ -111,24 +130,23 @@ def stage_section(base: DistillSection, params: OnPolicySection) -> DistillSecti
     )
 
 
-@contextmanager
-def local_teacher(path: Path, student: Student, top_k: int) -> Iterator[Teacher]:
-    """A checkpoint kept open on the student's device.
+def local_teacher(opened: OpenModel, student: Student, top_k: int) -> Teacher:
+    """A checkpoint that was opened on the student's device; its weights are loaded.
 
     Raises:
         BadInputError: it writes with other tokens than the student.
     """
-    digest = tokenizer_digest(path)
+    digest = tokenizer_digest(opened.path)
     if digest and tokenizer_digest(student.opened.path):
-        require_tokenizer(student.opened.path, digest, path)
-    with open_model(path, device=str(student.opened.device)) as opened:
-        if opened.architecture.vocab_size < student.vocab_size:
-            raise BadInputError(
-                f"{path}: the vocabulary has {opened.architecture.vocab_size} tokens but the "
-                f"student's has {student.vocab_size}; choose a student with the teacher's tokenizer"
-            )
-        head = Head(opened, student.vocab_size)
-        yield lambda sequences: _scored(opened, head, sequences, top_k)
+        require_tokenizer(student.opened.path, digest, opened.path)
+    if opened.architecture.vocab_size < student.vocab_size:
+        raise BadInputError(
+            f"{opened.path}: the vocabulary has {opened.architecture.vocab_size} tokens but the "
+            f"student's has {student.vocab_size}; choose a student with the teacher's tokenizer"
+        )
+    opened.load()
+    head = Head(opened, student.vocab_size)
+    return lambda sequences: _scored(opened, head, sequences, top_k)
 
 
 @torch.no_grad()
@@ -167,6 +185,7 @@ def _train(
     trainer = Trainer(
         student.opened, stage, student.vocab_size, loss=Loss.of(stage), masks=student.masks,
         held_out=LogitCache(cache) if cache else None, saved=scratch, processes=student.processes,
+        largest=student.largest,
     )  # fmt: skip
     trainer.begin(progress)
     held_out = [(0, prompt) for prompt in prompts if prompt.held_out][:MEASURED]

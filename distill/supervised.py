@@ -100,22 +100,28 @@ def supervised(
     quantization: QuantizeSection | None = None,
     *,
     device: str = "auto",
+    force: bool = False,
 ) -> SupervisedReport:
     """Tune ``student`` on ``params.files`` and write it into ``out``.
 
     ``cache`` is the anchor; ``base`` says what ``params`` does not, its divergence among it.
-    Interrupted, it continues from ``scratch``.
+    Interrupted, it continues from ``scratch``; with ``force`` it goes on where memory seems too
+    small.
 
     Raises:
         BadInputError: a file or the cache cannot be used, or the student diverged.
+        OutOfResourcesError: memory is too small.
     """
     text = read_documents(ChatTokenizer(student), _data(params, sequence_length))
-    stage = stage_section(base, params)
+    stage, anchors = stage_section(base, params), LogitCache(cache)
+    longest = max(len(s.tokens) for s in [*text, *anchors.sequences])
 
     def tune(anchor: float, name: str, target: Path | None) -> Tuned:
         place = scratch / name if scratch else None
-        with open_student(student, stage, quantization, device, progress) as found:
-            return _tune(found, text, LogitCache(cache), stage, anchor, target, progress, place)
+        with open_student(
+            student, stage, quantization, device, progress, longest=longest, force=force
+        ) as found:
+            return _tune(found, text, anchors, stage, anchor, target, progress, place)
 
     anchored = tune(params.anchor, "anchored", out)
     control = tune(0.0, "control", None) if params.control and params.anchor else None
@@ -167,7 +173,7 @@ def _tune(
         lessons.append(Lesson(cache, Loss.of(stage), anchor))
     trainer = Trainer(
         student.opened, stage, cache.vocab_size, masks=student.masks, held_out=cache,
-        saved=scratch, processes=student.processes,
+        saved=scratch, processes=student.processes, largest=student.largest,
     )  # fmt: skip
 
     def cross_entropy() -> Divergence:

@@ -13,9 +13,10 @@ from edgekit.memory import require_disk, require_memory
 from edgekit.plan import BASE_MEMORY, FLOAT32_BYTES, kept_parameters, weights_bytes
 from edgekit.preflight import architecture_of
 from edgekit.progress import Progress
-from edgekit.recipe import Recipe
+from edgekit.recipe import DistillSection, Recipe
 from edgekit.scheme import Scheme
 from edgekit.steps import plan_steps
+from edgekit.writing import written_bytes
 
 TRAINED_BYTES = 16  # weight, gradient and AdamW's two moments
 # of one forward pass, per vocabulary entry: logits, their gradient and softmax at 512 positions
@@ -49,14 +50,17 @@ def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
     distill = recipe.distill
     seen = distill.steps * distill.batch_tokens if distill else 0
     cache = _cache_bytes(recipe)
+    trained = model_bytes(student, keep, distill.trainable if distill else ())
+    written, tuned = _stage_tokens(distill)
     # step -> (multiply-adds, memory, disk)
     table = {
         "data": (tokens * active * 1.5, load, tokens * 8),
         "shrink": (tokens * active * 2.5, load, parameters * 2),
         "capture": (tokens * active, load, cache),
-        "distill": (seen * student.active_parameters() * 3,
-                    model_bytes(student, keep, distill.trainable if distill else ()),
-                    parameters * 2),
+        "distill": (seen * student.active_parameters() * 3, trained, parameters * 2),
+        "on-policy": (written * (active + 5 * student.active_parameters()),
+                      trained + load - BASE_MEMORY + written_bytes(student), parameters * 2),
+        "supervised": (tuned * student.active_parameters() * 3, trained, parameters * 2),
         "quantize": (parameters * 400, BASE_MEMORY, packed),
         "compile": (parameters, BASE_MEMORY, packed),
         "evaluate": (recipe.data.held_out_tokens * active * 2, load + 3 * packed, 0),
@@ -68,6 +72,19 @@ def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
         result.append(StepEstimate(step.name, time_class(seconds), int(memory), int(disk)))
     result.append(StepEstimate("pack", "seconds", BASE_MEMORY, packed))
     return result
+
+
+def _stage_tokens(distill: DistillSection | None) -> tuple[int, int]:
+    """That the stages after the offline one train on: on-policy, and supervised, where a step has
+    the text and the anchor, and the control the text once more."""
+    if not distill:
+        return 0, 0
+    own, tuning = distill.on_policy, distill.supervised
+    batches = (3 if tuning.control else 2) if tuning and tuning.anchor else 1
+    return (
+        own.steps * distill.batch_tokens if own else 0,
+        tuning.steps * distill.batch_tokens * batches if tuning else 0,
+    )
 
 
 def _cache_bytes(recipe: Recipe) -> int:

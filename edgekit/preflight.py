@@ -47,7 +47,8 @@ def preflight(recipe: Recipe, progress: Progress, override_gates: Sequence[str] 
 
 def _require_text(recipe: Recipe) -> None:
     needed = {"held_out_tokens": "evaluation"}
-    if recipe.shrink or (recipe.distill and recipe.distill.steps):
+    distill = recipe.distill
+    if recipe.shrink or (distill and (distill.steps or distill.supervised)):
         needed["tokens"] = "[shrink] and [distill]"
     for key, reader in needed.items():
         if getattr(recipe.data, key) == 0:

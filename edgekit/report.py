@@ -17,6 +17,12 @@ from edgekit.plots import domain_kl, expert_usage, loss_curve, size_against_qual
 from edgekit.recipe import Recipe
 from edgekit.shrink_plots import nested_cost, saliency_map, usage_by_domain
 
+# steps that train, and what they are called
+STAGES = {
+    "distill": "Distillation",
+    "on-policy": "On-policy distillation",
+    "supervised": "Supervised tuning",
+}
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2933}
 body{max-width:60rem;margin:2rem auto;padding:0 1rem}
@@ -86,13 +92,7 @@ def _page(
     ]  # fmt: skip
     if "shrink" in records:
         sections += _experts(records["shrink"]["report"])
-    if "distill" in records:
-        report = records["distill"]["report"]
-        text = (
-            f"KL on held-out text {report['held_out_kl_before']:.4f} before, "
-            f"{report['held_out_kl_after']:.4f} after {report['steps']} steps."
-        )
-        sections += ["<h2>Distillation</h2>", f"<p>{text}</p>", loss_curve(report["losses"])]
+    sections += [part for name in STAGES for part in _stage(name, records)]
     sections += [
         "<h2>Steps</h2>", _steps(records),
         "<h2>How it was measured</h2>", f"<p>{_method(evaluation)}</p>",
@@ -107,6 +107,44 @@ def _page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{recipe.pack.name}</title>'
         f"<style>{STYLE}</style><body>\n{body}\n</body></html>\n"
     )
+
+
+def _stage(name: str, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A stage of training in words and a curve; nothing where the recipe leaves it out."""
+    if name not in records:
+        return []
+    report = records[name]["report"]
+    sentences: list[str] = []
+    if name == "on-policy":
+        trained = report["training"]
+        before, after = report["own_before"], report["own_after"]
+        if before and after:
+            sentences = [
+                f"On what the student itself writes, {report['loss']} went from "
+                f"{before['all']['value']:.4f} to {after['all']['value']:.4f}."
+            ]
+    elif name == "supervised":
+        trained, sentences = report["anchored"]["training"], report["sentences"]
+    else:
+        trained = report
+    sentences = [_held_out(trained), *sentences]
+    text = html.escape(" ".join(sentences))
+    return [f"<h2>{STAGES[name]}</h2>", f"<p>{text}</p>", loss_curve(trained["losses"])]
+
+
+def _held_out(training: Mapping[str, Any]) -> str:
+    text = (
+        f"KL on held-out text {training['held_out_kl_before']:.4f} before, "
+        f"{training['held_out_kl_after']:.4f} after {training['steps']} steps."
+    )
+    students = training["students"]
+    bounds = students[0]["after"]["acceptance"] if students else None
+    if bounds:
+        text += (
+            f" As a draft, {bounds['at_least']:.1%} to {bounds['at_most']:.1%} of its tokens would "
+            "be accepted by the teacher."
+        )
+    return text
 
 
 def _experts(shrink: Mapping[str, Any]) -> list[str]:

@@ -51,9 +51,9 @@ def plan_steps(recipe: Recipe) -> list[Step]:
     if recipe.shrink:
         steps.append(_shrink(recipe))
         student = "shrink"
-    if recipe.distill and recipe.distill.steps:
-        steps += [_capture(recipe), _distill(recipe, student)]
-        student = "distill"
+    for step in _distillation(recipe, student):
+        steps.append(step)
+        student = step.name if step.name != "capture" else student
     steps.append(_quantize(recipe, student))
     steps.append(_compile(recipe))
     steps.append(_evaluate(recipe))
@@ -82,8 +82,8 @@ def _data(recipe: Recipe) -> Step:
 
         return make_sequences(c.inputs["teacher"], recipe.data, c.out, c.progress, c.scratch)
 
-    files = {f: Path(f).stat().st_mtime_ns for f in recipe.data.files if Path(f).is_file()}
-    return Step("data", ("distill",), ("teacher",), {**_json(recipe.data), "changed": files}, run)
+    params = {**_json(recipe.data), "changed": _changed(_text_files(recipe))}
+    return Step("data", ("distill",), ("teacher",), params, run)
 
 
 def _shrink(recipe: Recipe) -> Step:
@@ -99,6 +99,23 @@ def _shrink(recipe: Recipe) -> Step:
         return shrink(teacher, data, section, c.out, c.progress, c.scratch, passes=passes)
 
     return Step("shrink", ("distill",), ("teacher", "data"), _json(section), run)
+
+
+def _distillation(recipe: Recipe, student: str) -> list[Step]:
+    """The cache and the stages that ``[distill]`` asks for, each from the student of the last."""
+    section = recipe.distill
+    if not section or not (section.steps or section.on_policy or section.supervised):
+        return []
+    steps = [_capture(recipe)]
+    if section.steps:
+        steps.append(_distill(recipe, student))
+        student = "distill"
+    if section.on_policy:
+        steps.append(_on_policy(recipe, student))
+        student = "on-policy"
+    if section.supervised:
+        steps.append(_supervised(recipe, student))
+    return steps
 
 
 def _capture(recipe: Recipe) -> Step:
@@ -126,15 +143,77 @@ def _distill(recipe: Recipe, student: str) -> Step:
 
         return train(
             c.inputs[student], c.inputs["capture"], section, c.out, c.progress, c.scratch,
-            recipe.quantize,
+            recipe.quantize, force=c.force,
         )  # fmt: skip
 
-    params = _json(section)
-    parts: tuple[str, ...] = ("distill",)
-    if section.quantization_aware:
-        params["quantize"] = _json(recipe.quantize)
-        parts = ("distill", "quantize")
+    params, parts = _training(recipe)
     return Step("distill", parts, (student, "capture"), params, run)
+
+
+def _on_policy(recipe: Recipe, student: str) -> Step:
+    section = recipe.distill
+    assert section is not None and section.on_policy is not None
+    stage = section.on_policy
+
+    def run(c: Context) -> Any:
+        from edgekit.distill.on_policy import on_policy
+        from edgekit.distill.prompts import read_prompts
+        from edgekit.text import ChatTokenizer
+
+        prompts = read_prompts(ChatTokenizer(c.inputs[student]), stage, recipe.data)
+        return on_policy(
+            c.inputs[student], c.inputs["teacher"], prompts, stage, section, c.out, c.progress,
+            c.scratch, recipe.quantize, cache=c.inputs["capture"], force=c.force,
+        )  # fmt: skip
+
+    params, parts = _training(recipe)
+    files = stage.prompts or _text_files(recipe)
+    params |= {"stage": _json(stage), "data": _json(recipe.data), "changed": _changed(files)}
+    inputs = tuple(dict.fromkeys((student, "teacher", "capture")))
+    return Step("on-policy", parts, inputs, params, run)
+
+
+def _supervised(recipe: Recipe, student: str) -> Step:
+    section = recipe.distill
+    assert section is not None and section.supervised is not None
+    stage = section.supervised
+
+    def run(c: Context) -> Any:
+        from edgekit.distill.supervised import supervised
+
+        return supervised(
+            c.inputs[student], c.inputs["capture"], stage, section, recipe.data.sequence_length,
+            c.out, c.progress, c.scratch, recipe.quantize, force=c.force,
+        )  # fmt: skip
+
+    params, parts = _training(recipe)
+    params |= {
+        "stage": _json(stage),
+        "sequence_length": recipe.data.sequence_length,
+        "changed": _changed(stage.files),
+    }
+    return Step("supervised", parts, (student, "capture"), params, run)
+
+
+def _training(recipe: Recipe) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a training depends on beside its inputs and its stage: parameters and code."""
+    section = recipe.distill
+    assert section is not None
+    params = section.model_dump(mode="json", exclude={"on_policy", "supervised"})
+    if not section.quantization_aware:
+        return params, ("distill",)
+    return {**params, "quantize": _json(recipe.quantize)}, ("distill", "quantize")
+
+
+def _text_files(recipe: Recipe) -> tuple[str, ...]:
+    """Of ``[data]`` and its domains."""
+    domains = recipe.data.domains.values()
+    return recipe.data.files or tuple(name for domain in domains for name in domain.files)
+
+
+def _changed(files: tuple[str, ...]) -> dict[str, int]:
+    """When each file that is there was changed."""
+    return {f: Path(f).stat().st_mtime_ns for f in files if Path(f).is_file()}
 
 
 def _quantize(recipe: Recipe, student: str) -> Step:

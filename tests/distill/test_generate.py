@@ -81,7 +81,7 @@ def test_a_continuation_does_not_depend_on_its_batch(tiny_mixtral, monkeypatch):
             (alone,) = continued(opened, [prompt], sampling)
             assert alone.tolist() == answer.tolist()
         backwards = continued(opened, PROMPTS[::-1], sampling)[::-1]
-        monkeypatch.setattr(module, "BATCH_TOKENS", 40)  # two rows at most
+        monkeypatch.setattr(module, "WRITTEN_TOKENS", 40)  # two rows at most
         smaller = continued(opened, PROMPTS, sampling)
         other = continued(opened, PROMPTS, Sampling(12, seed=2))
     assert [a.tolist() for a in backwards] == [a.tolist() for a in together]

@@ -134,9 +134,11 @@ def test_only_answers_count():
 def test_a_local_teacher_says_what_the_model_says(tiny_mixtral, tiny_model, prompts):
     text = [answered(p, [9, 8, 7, 6][: 1 + i % 4]) for i, p in enumerate(prompts)]
     student = tiny_model("mixtral", seed=3)
-    with open_student(student, BASE, None, "cpu", Silent()) as found:
-        with local_teacher(tiny_mixtral, found, 16) as score:
-            scored = score(text)
+    with (
+        open_student(student, BASE, None, "cpu", Silent()) as found,
+        open_model(tiny_mixtral, load=False) as teacher,
+    ):
+        scored = local_teacher(teacher, found, 16)(text)
         vocabulary = found.vocab_size
     with open_model(tiny_mixtral) as teacher:
         expected = remember(teacher.model, text, Silent())
@@ -254,3 +256,24 @@ def test_a_sequence_of_the_cache_is_measured_before_and_after(
     (healed,) = report.training.students
     assert healed.before.all.value == report.training.held_out_kl_before > 0
     assert healed.after.all.value != healed.before.all.value
+
+
+def test_memory_is_asked_for_student_and_teacher_together(
+    tiny_mixtral, tiny_model, prompts, tmp_path, monkeypatch
+):
+    import edgekit.distill.stage as stage
+    from edgekit.distill.pass_memory import weight_needs
+    from edgekit.errors import OutOfResourcesError
+
+    student, own = tiny_model("mixtral", seed=3), {}
+
+    def refuse(needs, *_):
+        own[name] = needs.fixed
+        raise OutOfResourcesError("too small")
+
+    monkeypatch.setattr(stage, "require_training_memory", refuse)
+    for name, teacher in (("teacher", tiny_mixtral), ("function", lambda _: [])):
+        with pytest.raises(OutOfResourcesError):
+            trained(student, teacher, prompts, tmp_path / name, section())
+    with open_model(tiny_mixtral, load=False) as opened:
+        assert own["teacher"] - own["function"] == weight_needs(opened).whole
