@@ -8,6 +8,7 @@ memory is run a layer at a time (:mod:`edgekit.distill.streamed`), with the same
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -29,7 +30,8 @@ from edgekit.distill.chunks import Text, assembled, require_finite
 from edgekit.distill.masked import Mask, masked
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.pass_memory import SHARE, free_memory, pass_needs
-from edgekit.distill.statistics import Statistics, add_up, save_whole
+from edgekit.distill.same_tokenizer import tokenizer_digest
+from edgekit.distill.statistics import Statistics, StatisticsInfo, add_up, save_whole
 from edgekit.distill.streamed import run_streamed
 from edgekit.errors import BadInputError
 from edgekit.memory import peak_memory, require_disk, require_memory, reset_peak_memory
@@ -135,7 +137,9 @@ def collect(
             seconds = time.perf_counter() - begin
         speed = tokens / seconds
         report(PassReport(mode, tokens, seconds, speed, peak_memory(), expected))
-    return add_up(Statistics.load(file) for file in files if file.is_file())
+    found = add_up(Statistics.load(file) for file in files if file.is_file())
+    info = found.info.model_copy(update={"tokenizer": tokenizer_digest(model)})
+    return dataclasses.replace(found, info=info)
 
 
 def calibration_text(sequences: Sequence[TokenSequence]) -> Text:
@@ -291,6 +295,27 @@ def require_fit(opened: OpenModel, text: Sequence[TokenSequence]) -> None:
             f"{opened.path}: a sequence of {longest} tokens is longer than the context of "
             f"{architecture.context_length}; lower [data] sequence_length"
         )
+
+
+def require_same(
+    info: StatisticsInfo, model: Path, sequences: Sequence[TokenSequence], source: str
+) -> None:
+    """Refuse statistics of anything but ``model`` and the calibration text of ``sequences``.
+
+    Raises:
+        BadInputError: says what they are not of.
+    """
+    calibration = sequences_digest([s for s in sequences if not s.held_out])
+    wanted = {
+        "checkpoint": (info.checkpoint, checkpoint_digest(model)),
+        "tokenizer or chat template": (info.tokenizer, tokenizer_digest(model)),
+        "text": (info.sequences, calibration),
+    }
+    for name, (found, expected) in wanted.items():
+        if found != expected:
+            raise BadInputError(
+                f"{source}: statistics of another {name}; make them again with edgekit shrink stats"
+            )
 
 
 def checkpoint_digest(directory: Path) -> str:

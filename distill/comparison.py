@@ -14,18 +14,18 @@ from pydantic import BaseModel, ConfigDict
 
 from edgekit.architecture import Architecture
 from edgekit.distill.automatic import AutomaticReport, Candidate, choose_by_measurement
-from edgekit.distill.collect import checkpoint_digest
+from edgekit.distill.collect import require_same
 from edgekit.distill.criteria import CRITERIA, scores
 from edgekit.distill.divergence import held_out_sequences, remember
 from edgekit.distill.keep import choose
 from edgekit.distill.open_model import open_model
 from edgekit.distill.resident import resident
 from edgekit.distill.skew import skew
-from edgekit.distill.statistics import Statistics, require_same
+from edgekit.distill.statistics import Statistics
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.rules import experts_to_keep
-from edgekit.sequences import FILE_NAME, read_sequences, sequences_digest
+from edgekit.sequences import FILE_NAME, read_sequences
 
 CONTROLS = 3
 MEASURED_PER_DOMAIN = 16  # held-out sequences, at most: there are many keep-sets
@@ -73,8 +73,7 @@ def compare_sizes(
 
     measured = Statistics.load(statistics / STATISTICS)
     text = read_sequences(statistics / FILE_NAME)
-    calibration = sequences_digest([s for s in text if not s.held_out])
-    require_same(measured.info, checkpoint_digest(model), calibration, str(statistics))
+    require_same(measured.info, model, text, str(statistics))
     with open_model(model, load=False) as opened:
         architecture = opened.architecture
         mixture = architecture.moe

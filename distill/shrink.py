@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, read_json
 from edgekit.distill.automatic import AutomaticReport, Candidate, choose_by_measurement
-from edgekit.distill.collect import PassOptions, checkpoint_digest, collect, collect_masked
+from edgekit.distill.collect import PassOptions, collect, collect_masked, require_same
 from edgekit.distill.criteria import CRITERIA, scores
 from edgekit.distill.divergence import held_out_sequences, remember
 from edgekit.distill.keep import (
@@ -41,13 +41,13 @@ from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.prune import check_pruned, masked_logits, write_pruned
 from edgekit.distill.resident import resident
 from edgekit.distill.skew import skew
-from edgekit.distill.statistics import Statistics, require_same, require_whole
+from edgekit.distill.statistics import Statistics, require_whole
 from edgekit.errors import BadInputError
 from edgekit.nested import NESTED
 from edgekit.progress import Progress
 from edgekit.recipe import ShrinkSection
 from edgekit.rules import experts_to_keep
-from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences, sequences_digest
+from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences
 
 STATISTICS = "statistics.safetensors"
 KEEP_MAP = "experts.json"
@@ -209,8 +209,7 @@ def _statistics(
         require_whole(found, str(scratch))
         return found
     found = Statistics.load(given / STATISTICS if given.is_dir() else given)
-    calibration = sequences_digest([s for s in text if not s.held_out])
-    require_same(found.info, checkpoint_digest(model), calibration, str(given))
+    require_same(found.info, model, text, str(given))
     return found
 
 

@@ -32,11 +32,13 @@ INFO = "edgekit_statistics"
 
 
 class StatisticsInfo(BaseModel):
-    """What the sums are of. ``checkpoint`` and ``sequences`` are digests."""
+    """What the sums are of. ``checkpoint``, ``tokenizer`` and ``sequences`` are digests; the
+    checkpoint need not have a tokenizer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint: str
+    tokenizer: str = ""
     sequences: str
     model_type: str
     layers: tuple[int, ...]
@@ -212,20 +214,3 @@ def require_whole(statistics: Statistics, source: str) -> None:
             f"{source}: chunks {', '.join(map(str, missing))} of {statistics.info.total_chunks} "
             "are missing; run the workers that had them again"
         )
-
-
-def require_same(info: StatisticsInfo, checkpoint: str, sequences: str, source: str) -> None:
-    """Refuse statistics of something else.
-
-    Raises:
-        BadInputError: says what they are not of.
-    """
-    wanted: Mapping[str, tuple[str, str]] = {
-        "checkpoint": (info.checkpoint, checkpoint),
-        "text": (info.sequences, sequences),
-    }
-    for name, (found, expected) in wanted.items():
-        if found != expected:
-            raise BadInputError(
-                f"{source}: statistics of another {name}; make them again with edgekit shrink stats"
-            )

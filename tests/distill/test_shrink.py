@@ -1,5 +1,8 @@
 """Experts are measured, chosen and left out as defined, in every family."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -168,6 +171,21 @@ def test_statistics_of_another_checkpoint_or_text_are_refused(
     write_sequences(longer / FILE_NAME, text(18))
     with pytest.raises(BadInputError, match="of another text"):
         shrink(tiny_mixtral, longer, section, out, Silent(), tmp_path / "s", tmp_path)
+
+
+def test_statistics_of_another_tokenizer_are_refused(tiny_mixtral, sequences, tmp_path):
+    """The weights are the same, and so are the numbers of the tokens."""
+    measured, teacher, out = (tmp_path / name for name in ("measured", "teacher", "out"))
+    measured.mkdir(), out.mkdir()
+    shutil.copytree(tiny_mixtral, teacher)
+    measure_experts(teacher, sequences, measured, Silent(), tmp_path / "scratch")
+    tokenizer = json.loads((teacher / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = [token for token, number in vocabulary.items() if number in (300, 301)]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(BadInputError, match="of another tokenizer"):
+        shrink(teacher, sequences, ShrinkSection(keep=0.5), out, Silent(), tmp_path / "s", measured)
 
 
 def test_weights_that_are_not_numbers_are_named(tiny_model, tmp_path):
