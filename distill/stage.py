@@ -11,6 +11,7 @@ import torch
 
 from edgekit.atomic import write_json
 from edgekit.checkpoint import read_json
+from edgekit.digests import json_digest
 from edgekit.distill.divergence import Divergence
 from edgekit.distill.fake_quantize import fake_quantize
 from edgekit.distill.masked import Mask, prefix_mask
@@ -98,6 +99,19 @@ def open_student(
         nested = stored_sizes(opened.checkpoint.config, opened.architecture, config)
         masks = [prefix_mask(opened.mixtures, count) for count in nested] or [None]
         yield Student(opened, nested, masks, rounding, processes, largest)
+
+
+def state_directory(out: Path, inputs: Sequence[Path], values: Sequence[object]) -> Path:
+    """Where a training that writes ``out`` keeps its state: beside it, under a name that depends on
+    the files that it reads and on its options, so that it is continued only with the same."""
+    found = [f for path in inputs for f in (path, *(path.iterdir() if path.is_dir() else ()))]
+    files = sorted(
+        [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+        for file in found
+        if file.is_file()
+    )
+    key = json_digest([files, [repr(value) for value in values]])
+    return out.with_name(f".{out.name}.state-{key[:12]}")
 
 
 def remembered(

@@ -6,6 +6,7 @@ import typer
 
 from edgekit.cli.distill_capture import capture_app, verify_app
 from edgekit.cli.distill_follow import compare_app, follow_app
+from edgekit.cli.distill_stages import stages_app
 from edgekit.cli.distill_train import train_app
 
 app = typer.Typer(add_completion=False, help="Capture a teacher's logits; train a student on them.")
@@ -16,3 +17,4 @@ app.add_typer(capture_app)
 app.add_typer(verify_app)
 app.add_typer(compare_app)
 app.add_typer(follow_app)
+app.add_typer(stages_app)

@@ -1,0 +1,74 @@
+"""`distill on-policy` and `distill tune` from the command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from edgekit.cli.main import main
+from edgekit.distill.capture import CaptureOptions, capture
+from edgekit.progress import Silent
+from edgekit.sequences import FILE_NAME, TokenSequence, write_sequences
+
+SMALL = ["--steps", "2", "--batch-tokens", "64", "--device", "cpu", "--json"]
+
+
+@pytest.fixture
+def cache(tiny_mixtral, tmp_path):
+    out = tmp_path / "cache"
+    out.mkdir()
+    rng = np.random.default_rng(0)
+    made = [TokenSequence(rng.integers(3, 99, 24).astype(np.int32), "c", i > 4) for i in range(8)]
+    write_sequences(out / FILE_NAME, made)
+    capture(tiny_mixtral, out, CaptureOptions("top_k"), out, Silent())
+    return out
+
+
+@pytest.fixture
+def run(capsys):
+    def found(*arguments):
+        code = main(["distill", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out) if captured.out else captured.err
+
+    return found
+
+
+def test_on_policy_writes_a_student_and_leaves_no_state(
+    tiny_mixtral, tiny_model, cache, run, tmp_path
+):
+    out = tmp_path / "out"
+    code, report = run(
+        "on-policy", tiny_model("mixtral", seed=3), "--teacher", tiny_mixtral, "--out", out,
+        "--round-steps", 1, "--new-tokens", 4, "--cache", cache, *SMALL,
+    )  # fmt: skip
+    assert code == 0 and (out / "model.safetensors").is_file()
+    assert report["rounds"] == 2 and report["own_before"]["all"]["value"] > 0
+    assert report["training"]["students"][0]["after"]["acceptance"]["at_most"] <= 1
+    assert {f.name for f in tmp_path.iterdir()} == {"cache", "out"}
+
+
+def test_tune_says_what_the_anchor_prevented(tiny_mixtral, cache, run, tmp_path):
+    text, out = tmp_path / "mine.txt", tmp_path / "out"
+    paragraph = "The quick brown fox jumps over the lazy dog. " * 50
+    text.write_text("\n\n".join(f"{number} {paragraph}" for number in range(8)))
+    sizes = ["--tokens", "1000", "--held-out-tokens", "400", "--sequence-length", "32"]
+    arguments = ["tune", tiny_mixtral, "--cache", cache, "--data", text, "--out", out, *sizes]
+    code, report = run(*arguments, *SMALL)
+    assert code == 0 and (out / "model.safetensors").is_file()
+    assert report["control"]["anchor"] == 0.0 and len(report["sentences"]) == 3
+    code, message = run(*arguments, *SMALL)
+    assert code == 2 and "exists" in message
+
+
+def test_a_wrong_option_is_named(tiny_mixtral, run, tmp_path):
+    code, message = run(
+        "on-policy", tiny_mixtral, "--teacher", tiny_mixtral, "--out", tmp_path / "o",
+        "--loss", "kl", *SMALL,
+    )  # fmt: skip
+    assert code == 2 and "--loss" in message
+    code, message = run(
+        "tune", tiny_mixtral, "--cache", tmp_path / "none", "--data", tmp_path / "x.txt",
+        "--out", tmp_path / "o", *SMALL,
+    )  # fmt: skip
+    assert code == 2 and "x.txt: no such file" in message
