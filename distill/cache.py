@@ -87,7 +87,7 @@ class LogitCache:
         self._place: list[tuple[CacheShard, int, int]] = []  # shard, positions [begin, end)
         for held_out, shards in ((False, self.index.training), (True, self.index.held_out)):
             self._add([s for s in every if s.held_out == held_out], shards, skip_missing)
-        self._open = functools.lru_cache(OPEN_SHARDS)(self._read_shard)
+        self._open = functools.lru_cache(OPEN_SHARDS)(lambda name: TensorFile(self.local(name)))
 
     @property
     def vocab_size(self) -> int:
@@ -98,16 +98,17 @@ class LogitCache:
         """Targets of sequence ``number``: a row for each of its :attr:`TokenSequence.positions`;
         that of position t is the distribution of token t + 1."""
         shard, begin, end = self._place[number]
-        file, starts = self._open(shard.file)
-        if starts is None:
+        file = self._open(shard.file)
+        if "unique" not in file.tensors:
             return TopTargets(
                 torch.from_numpy(token_ids(file.array("ids")[begin:end])),
                 torch.from_numpy(_floats(file, "logprobs", begin, end)),
                 torch.from_numpy(_floats(file, "tail", begin, end)),
             )
-        unique = starts[begin + 1 : end + 1] - starts[begin:end]
-        taken = np.arange(unique.max(initial=1)) < unique[:, None]
-        first, last = starts[begin], starts[end]
+        unique = file.array("unique")
+        first = int(unique[:begin].sum())
+        last = first + int(unique[begin:end].sum())
+        taken = np.arange(unique[begin:end].max(initial=1)) < unique[begin:end, None]
 
         def padded(values: NDArray[Any]) -> torch.Tensor:
             whole = np.zeros(taken.shape, values.dtype)  # ten times as fast as torch's
@@ -156,13 +157,6 @@ class LogitCache:
                 self.sequences.append(sequence)
                 self._place.append((shard, begin, begin + sequence.positions))
                 begin += sequence.positions
-
-    def _read_shard(self, name: str) -> tuple[TensorFile, NDArray[np.int64] | None]:
-        """The mapped file, and for draws the first entry of each position and the end."""
-        file = TensorFile(self.local(name))
-        if "unique" not in file.tensors:
-            return file, None
-        return file, np.concatenate([[0], np.cumsum(file.array("unique"), dtype=np.int64)])
 
 
 def read_index(path: Path) -> CacheIndex:
