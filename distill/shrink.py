@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.atomic import write_json
-from edgekit.checkpoint import Checkpoint, read_json
+from edgekit.checkpoint import Checkpoint
 from edgekit.distill.automatic import AutomaticReport, Candidate, choose_by_measurement
 from edgekit.distill.collect import PassOptions, collect, collect_masked, require_same
 from edgekit.distill.criteria import CRITERIA, scores
@@ -28,6 +28,7 @@ from edgekit.distill.keep import (
     require_count,
     require_same_layers,
 )
+from edgekit.distill.keep_map import KEEP_MAP, read_keep_map
 from edgekit.distill.masked import Mask
 from edgekit.distill.nested import (
     NestedReport,
@@ -42,7 +43,6 @@ from edgekit.distill.prune import check_pruned, masked_logits, write_pruned
 from edgekit.distill.resident import resident
 from edgekit.distill.skew import skew
 from edgekit.distill.statistics import Statistics, require_whole
-from edgekit.errors import BadInputError
 from edgekit.nested import NESTED
 from edgekit.progress import Progress
 from edgekit.recipe import ShrinkSection
@@ -50,7 +50,6 @@ from edgekit.rules import experts_to_keep
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences
 
 STATISTICS = "statistics.safetensors"
-KEEP_MAP = "experts.json"
 CONTROLS = 3  # random keep-sets that are measured beside the criteria
 MEASURED_PER_DOMAIN = 32  # held-out sequences, at most
 USAGE_SEQUENCES = 16
@@ -179,21 +178,6 @@ def measure_experts(
     require_whole(found, str(scratch))
     found.save(out / STATISTICS)
     return found
-
-
-def read_keep_map(path: Path) -> Kept:
-    """The experts that an earlier shrink kept; ``path`` is its directory or its experts.json.
-
-    Raises:
-        BadInputError: there is none.
-    """
-    values = read_json(path / KEEP_MAP if path.is_dir() else path)
-    try:
-        return {int(layer): [int(e) for e in kept] for layer, kept in values["kept"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise BadInputError(
-            f"{path}: no keep-map of an earlier shrink; give its directory or its {KEEP_MAP}"
-        ) from None
 
 
 def _statistics(

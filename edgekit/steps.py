@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from edgekit.digests import code_digest, json_digest
+from edgekit.pack import file_sha256
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.scheme import Scheme
@@ -98,7 +99,16 @@ def _shrink(recipe: Recipe) -> Step:
         passes = PassOptions(force=c.force)
         return shrink(teacher, data, section, c.out, c.progress, c.scratch, passes=passes)
 
-    return Step("shrink", ("distill",), ("teacher", "data"), _json(section), run)
+    params = {**_json(section), "keep_map": _keep_map_digest(section.previous)}
+    return Step("shrink", ("distill",), ("teacher", "data"), params, run)
+
+
+def _keep_map_digest(previous: str) -> str:
+    """Of the choice that an earlier shrink made; "" where there is none to follow."""
+    from edgekit.distill.keep_map import keep_map_file
+
+    file = keep_map_file(Path(previous))
+    return file_sha256(file) if previous and file.is_file() else ""
 
 
 def _distillation(recipe: Recipe, student: str) -> list[Step]:

@@ -19,6 +19,7 @@ from edgekit.progress import Silent
 from edgekit.recipe import parse_recipe
 from edgekit.run_directory import RunDirectory
 from edgekit.run_pack import pack_run
+from edgekit.steps import plan_steps, step_digest
 
 STEPS = ("data", "shrink", "capture", "distill", "quantize", "compile", "evaluate")
 FIXED = Speed(
@@ -86,6 +87,19 @@ def test_a_changed_gate_or_name_runs_no_step_but_makes_the_pack_again(run, tiny_
     assert [g.name for g in read_manifest(run / "pack").gates] == ["max_size_mb"]
     assert again(run, tiny_mixtral, pack={"name": "other"}) == []
     assert read_manifest(run / "pack").name == "other"
+
+
+def test_another_keep_map_at_the_same_path_shrinks_again(tiny_mixtral, tmp_path):
+    def digest():
+        steps = plan_steps(recipe(tiny_mixtral, shrink={"keep": 0.5, "previous": str(tmp_path)}))
+        (shrink,) = (step for step in steps if step.name == "shrink")
+        return step_digest(shrink, {"teacher": "", "data": ""})
+
+    found = [digest()]
+    for kept in ([0, 1], [0, 2], [0, 2]):
+        (tmp_path / "experts.json").write_text(json.dumps({"kept": {"0": kept, "1": kept}}))
+        found.append(digest())
+    assert len(set(found)) == 3 and found[2] == found[3]
 
 
 def test_from_runs_that_step_and_all_later_ones(run, tiny_mixtral):

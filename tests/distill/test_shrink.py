@@ -10,11 +10,12 @@ from tiny_families import SPARSE
 
 from edgekit.checkpoint import Checkpoint
 from edgekit.distill.collect import Share, collect
+from edgekit.distill.keep_map import KEEP_MAP, read_keep_map
 from edgekit.distill.loading import load_model
 from edgekit.distill.masked import masked
 from edgekit.distill.open_model import open_model
 from edgekit.distill.prune import check_pruned, masked_logits, write_pruned
-from edgekit.distill.shrink import KEEP_MAP, measure_experts, read_keep_map, shrink
+from edgekit.distill.shrink import measure_experts, shrink
 from edgekit.distill.statistics import ARRAYS, Statistics, add_up, require_whole
 from edgekit.errors import BadInputError, EdgekitError
 from edgekit.progress import Silent
