@@ -72,3 +72,8 @@ def test_a_wrong_option_is_named(tiny_mixtral, run, tmp_path):
         "--out", tmp_path / "o", *SMALL,
     )  # fmt: skip
     assert code == 2 and "x.txt: no such file" in message
+    code, message = run(
+        "on-policy", tiny_mixtral, "--teacher", tiny_mixtral, "--out", tmp_path / "o",
+        "--server", "http://127.0.0.1:1", *SMALL,
+    )  # fmt: skip
+    assert code == 2 and "--served-model" in message

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekit.cli.common import Force, Json, Model, Out, print_json
 from edgekit.cli.distill_train import PARTS, written_by
+from edgekit.errors import BadInputError
 from edgekit.progress import Silent, default_progress
 from edgekit.recipe import DataSection, DistillSection, checked
 from edgekit.recipe_stages import OnPolicySection, SupervisedSection
-from edgekit.sources import resolve_model
+from edgekit.sources import resolve_config, resolve_model
+
+if TYPE_CHECKING:
+    from edgekit.distill.on_policy import Teacher
 
 stages_app = typer.Typer(add_completion=False)
 
@@ -30,7 +34,10 @@ Device = Annotated[str, typer.Option(help="Of torch; auto: the GPU, or the CPU."
 def on_policy(
     student: Model,
     out: Out,
-    teacher: Annotated[str, typer.Option(help="As the student; kept in memory beside it.")],
+    teacher: Annotated[
+        str,
+        typer.Option(help="As the student; in memory beside it, or with --server no weights."),
+    ],
     steps: Steps,
     round_steps: Annotated[int, typer.Option(help="Steps on the text of one round.")] = 8,
     prompts: Annotated[
@@ -52,6 +59,10 @@ def on_policy(
     cache: Annotated[
         Path | None, typer.Option(help="Measure on its held-out text, before and after.")
     ] = None,
+    server: Annotated[
+        str, typer.Option(help="Ask the teacher at this address of vLLM or SGLang.")
+    ] = "",
+    served_model: Annotated[str, typer.Option(help="The name that the server gives it.")] = "",
     device: Device = "auto",
     seed: int = 0,
     force: Force = False,
@@ -80,14 +91,15 @@ def on_policy(
 
     processes = Processes.start(device)
     progress = default_progress() if processes.is_main else Silent()
-    model, taught = resolve_model(student, progress), resolve_model(teacher, progress)
+    model = resolve_model(student, progress)
+    taught = resolve_config(teacher, progress) if server else resolve_model(teacher, progress)
     data = checked(DataSection, seed=seed)
     asked = read_prompts(ChatTokenizer(model), stage, data)
     out = out.absolute()
-    scratch = state_directory(out, [model, taught], [stage, base, asked])
+    scratch = state_directory(out, [model, taught], [stage, base, asked, server, served_model])
     with written_by(processes.is_main, out) as directory:
         report = train(
-            model, taught, asked, stage, base, directory, progress, scratch,
+            model, _served(taught, server, served_model, top_k) if server else taught, asked, stage, base, directory, progress, scratch,
             cache=cache, device=device, force=force,
         )  # fmt: skip
     if processes.is_main:
@@ -102,6 +114,15 @@ def on_policy(
         else:
             print(f"{steps} steps; no prompt was held out to measure on: {out}")
     processes.stop()
+
+
+def _served(directory: Path, url: str, name: str, top_k: int) -> Teacher:
+    from edgekit.distill.served_http import Server
+    from edgekit.distill.served_scorer import served_scorer
+
+    if not name:
+        raise BadInputError("--server needs --served-model; give the name that the server lists")
+    return served_scorer(directory, Server(url, name), top_k)
 
 
 @stages_app.command()

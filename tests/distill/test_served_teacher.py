@@ -20,6 +20,7 @@ from edgekit.distill.capture import CaptureOptions, capture
 from edgekit.distill.capture_served import capture_served
 from edgekit.distill.same_tokenizer import PROBES, real_tokens
 from edgekit.distill.served_http import Requests, Server
+from edgekit.distill.served_scorer import served_scorer
 from edgekit.distill.served_teacher import top_targets
 from edgekit.distill.targets import top_k_targets
 from edgekit.distill.teacher import teacher_logits
@@ -539,3 +540,25 @@ def test_the_command_says_what_is_missing(options, reason, teacher, tmp_path, ca
     assert main([*command, "--server", "http://127.0.0.1:9", *options]) == 2
     assert reason in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_a_served_teacher_corrects_what_a_student_writes(teacher, logits, serve, kind):
+    simulated = serve(kind=kind)
+    rng = np.random.default_rng(4)
+    written = [
+        TokenSequence(
+            rng.integers(3, 400, 9 + i).astype(np.int32), "a", False, rng.random(9 + i) < 0.5
+        )
+        for i in range(5)
+    ]
+    score = served_scorer(teacher, Server(simulated.url, NAME), TOP_K)
+    for sequence, found in zip(written, score(written), strict=True):
+        rows = torch.from_numpy(logits(sequence.tokens))[sequence.counted]
+        expected = top_k_targets(rows, TOP_K)
+        assert torch.equal(found.ids, expected.ids)
+        torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.tail, expected.tail, atol=1e-3, rtol=1e-3)
+    assert score([]) == []
+    with pytest.raises(BadInputError, match="wrote one of 9; lower new_tokens"):
+        served_scorer(teacher, Server(serve(max_model_len=9).url, NAME), TOP_K)(written[:1])
