@@ -4,58 +4,43 @@ One pass over calibration text says what neurons and channels are worth
 (:mod:`edgekit.distill.slice_importance`). Every dense layer, expert and shared expert keeps its own
 best neurons, the same number everywhere; the model keeps one set of hidden channels. What stays
 keeps its order, and heads stay (Minitron, arXiv 2407.14679). The checkpoint is written one tensor
-at a time and measured against the model that it came from.
+at a time, opened again, and must say what the whole model says with the same neurons and channels
+silenced (:mod:`edgekit.distill.slice_proof`); then it is measured against it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
-from edgekit.architecture import Architecture, FeedForward, ShortConv, TensorSpec
+from edgekit.architecture import Architecture, ShortConv
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
-from edgekit.describe import describe
-from edgekit.distill.divergence import Divergence, held_out_sequences, measure, remember
+from edgekit.distill.divergence import (
+    Divergence,
+    Targets,
+    held_out_sequences,
+    measure,
+    remember,
+)
 from edgekit.distill.open_model import open_model
-from edgekit.distill.slice_config import (
-    check_with_transformers,
-    narrower_feed_forward,
-    narrower_hidden,
+from edgekit.distill.proof import proof_logits, require_finite_divergence, require_same
+from edgekit.distill.slice_importance import Importance, measure_importance
+from edgekit.distill.slice_plan import (
+    WidthOptions,
+    WidthPlan,
+    plan_width,
+    require_sizes,
 )
-from edgekit.distill.slice_hidden import (
-    Cut,
-    Indices,
-    Scale,
-    check_hidden,
-    hidden_cuts,
-    hidden_scales,
-)
-from edgekit.distill.slice_importance import (
-    Array,
-    Importance,
-    measure_importance,
-    neuron_places,
-)
-from edgekit.errors import BadInputError
+from edgekit.distill.slice_proof import narrow_in_memory
 from edgekit.progress import Progress
 from edgekit.sequences import TokenSequence
-
-
-@dataclass(frozen=True)
-class WidthOptions:
-    """``feed_forward`` and ``hidden`` are the shares that stay, rounded to ``multiple_of``."""
-
-    feed_forward: float = 1.0
-    hidden: float = 1.0
-    multiple_of: int = 128
 
 
 class SlicedPart(BaseModel):
@@ -99,34 +84,6 @@ class WidthReport(BaseModel):
     divergence: Divergence
 
 
-@dataclass(frozen=True)
-class WidthPlan:
-    """A narrower model: its config, what stays of each tensor, and what is scaled, by name."""
-
-    config: Mapping[str, Any]
-    architecture: Architecture
-    neurons: dict[str, Indices]  # by down projection; a convolution's channels by its output
-    channels: Indices
-    cuts: dict[str, list[Cut]]
-    scales: dict[str, Scale]
-
-    def tensor(self, spec: TensorSpec, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A tensor of the narrower model from that of the whole one."""
-        for axis, kept in self.cuts.get(spec.name, []):
-            values = values.take(kept, axis)
-        scale = self.scales.get(spec.name)
-        return scale.apply(values) if scale else values
-
-    def stored_as(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """How its tensors are stored: as those of ``checkpoint``, but scaled vectors in float32."""
-        scaled = {
-            spec.source.tensor: "F32"
-            for spec in self.architecture.tensors()
-            if spec.name in self.scales and len(spec.shape) == 1
-        }
-        return checkpoint.dtypes | scaled
-
-
 def slice_width(
     model: Path,
     sequences: Sequence[TokenSequence],
@@ -140,131 +97,64 @@ def slice_width(
 
     Raises:
         BadInputError: a share is not within 0 and 1, the family's heads follow its hidden size, a
-            size has no multiple of ``multiple_of``, or there is no text.
+            size has no multiple of ``multiple_of``, there is no text, or the model gives values
+            that are not finite.
+        EdgekitError: the written model is not what was planned.
     """
-    _check(options)
-    with Checkpoint(model) as checkpoint:  # refused before anything is run
-        plan_sizes(checkpoint, options)
-    held_out = held_out_sequences(sequences)
-    with open_model(model) as opened:
-        targets = remember(opened.model, held_out, progress)
-        text = [s for s in sequences if not s.held_out]
-        importance = measure_importance(opened, text, progress)
+    require_sizes(model, options)  # refused before anything is run
+    whole = _ask_whole(model, sequences, options, progress)
+    before, plan, worth = whole.architecture, whole.plan, whole.importance.channels
     with Checkpoint(model) as checkpoint:
-        before = checkpoint.architecture
-        plan = plan_width(checkpoint, importance, options)
         write_narrower(checkpoint, plan, out, progress)
     copy_tokenizer(model, out)
     with open_model(out) as opened:
-        measured = measure(opened.model, targets, progress, "the narrower model")
-    worth = importance.channels
+        said = proof_logits(opened, sequences)
+        require_same(said, whole.expected, out, model, "what was planned")
+        measured = measure(opened.model, whole.targets, progress, "the narrower model")
+    divergence = measured.divergence()
+    require_finite_divergence(divergence, model)
     report = WidthReport(
         feed_forward=options.feed_forward,
         hidden=options.hidden,
         multiple_of=options.multiple_of,
-        calibration_tokens=importance.tokens,
+        calibration_tokens=whole.importance.tokens,
         parameters_before=before.parameters(),
         parameters_after=plan.architecture.parameters(),
         hidden_before=before.hidden_size,
         hidden_after=plan.architecture.hidden_size,
         channels=plan.channels.tolist(),
         channel_worth=float(worth[plan.channels].sum() / worth.sum()),
-        parts=list(_parts(before, plan, importance)),
-        divergence=measured.divergence(),
+        parts=list(_parts(before, plan, whole.importance)),
+        divergence=divergence,
     )
     write_json(out / "slicing.json", report.model_dump(mode="json"))
     return report
 
 
-def plan_sizes(
-    checkpoint: Checkpoint, options: WidthOptions
-) -> tuple[Architecture, Architecture, Mapping[str, Any]]:
-    """The model with fewer neurons, that with fewer channels as well, and its config.
+@dataclass(frozen=True)
+class _Whole:
+    """What the whole model says of itself, and what a narrower one has to say (``expected``)."""
 
-    Raises:
-        BadInputError: the family cannot be sliced so.
-    """
-    source, step = str(checkpoint.path / "config.json"), options.multiple_of
-    config = narrower_feed_forward(checkpoint.config, options.feed_forward, step, source)
-    narrower = describe(config, source)
-    if options.feed_forward < 1.0 and narrower.parameters() == checkpoint.architecture.parameters():
-        raise _nothing("feed_forward", options.feed_forward, step, source)
-    final = narrower_hidden(config, options.hidden, step, source)
-    architecture = describe(final, source)
-    if architecture.hidden_size != narrower.hidden_size:
-        check_hidden(narrower, architecture, source)
-    elif options.hidden < 1.0:
-        raise _nothing("hidden", options.hidden, step, source)
-    check_with_transformers(final, source)
-    return narrower, architecture, final
+    architecture: Architecture
+    targets: Targets
+    importance: Importance
+    plan: WidthPlan
+    expected: Tensor
 
 
-def _nothing(name: str, share: float, step: int, source: str) -> BadInputError:
-    return BadInputError(
-        f"{source}: {name} {share} takes nothing away, since sizes are rounded to multiples of "
-        f"{step}; choose a smaller share or multiple_of"
-    )
-
-
-def plan_width(checkpoint: Checkpoint, importance: Importance, options: WidthOptions) -> WidthPlan:
-    """Choose neurons and channels."""
-    narrower, final, config = plan_sizes(checkpoint, options)
-    old = checkpoint.architecture
-    neurons = {
-        module: most_worthy(importance.neurons[module], size)
-        for layer in narrower.layers
-        for module, size in neuron_places(layer)
-    }
-    cuts = neuron_cuts(old, neurons)
-    channels = most_worthy(importance.channels, final.hidden_size)
-    scales: dict[str, Scale] = {}
-    if final.hidden_size != old.hidden_size:
-        for layer in old.layers:
-            if isinstance(layer.attention, ShortConv):
-                module = layer.attention.output
-                neurons[module] = most_worthy(importance.neurons[module], final.hidden_size)
-        for name, further in hidden_cuts(narrower, final, channels, neurons).items():
-            cuts[name] = cuts.get(name, []) + further
-        scales = hidden_scales(narrower, final, channels, importance.energy)
-    return WidthPlan(config, final, neurons, channels, cuts, scales)
-
-
-def most_worthy(worth: Array, count: int) -> Indices:
-    """Indices of the ``count`` largest, ascending; ties go to the first."""
-    return np.sort(np.argsort(-worth, kind="stable")[:count]).astype(np.int64)
-
-
-def neuron_cuts(architecture: Architecture, neurons: Mapping[str, Indices]) -> dict[str, list[Cut]]:
-    """What stays of gate, up and down of every feed-forward and expert, by tensor name."""
-    cuts: dict[str, list[Cut]] = {}
-    for layer in architecture.layers:
-        for block in (layer.dense, layer.mixture.shared if layer.mixture else None):
-            if block is not None:
-                cuts.update(_block_cuts(block, neurons[block.down]))
-    for spec in architecture.tensors():
-        if spec.expert >= 0:
-            mixture = architecture.layers[spec.layer].mixture
-            assert mixture is not None
-            kept = neurons[mixture.expert(spec.expert, "down")]
-            cuts.update(_expert_cut(spec, kept))
-    return cuts
-
-
-def _block_cuts(block: FeedForward, kept: Indices) -> Iterator[tuple[str, list[Cut]]]:
-    for module in (block.gate, block.up):
-        yield module + ".weight", [(0, kept)]
-        yield module + ".bias", [(0, kept)]
-    yield block.down + ".weight", [(1, kept)]
-
-
-def _expert_cut(spec: TensorSpec, kept: Indices) -> Iterator[tuple[str, list[Cut]]]:
-    if spec.projection == "down":
-        if len(spec.shape) == 2:  # its bias has no neurons
-            yield spec.name, [(1, kept)]
-    elif spec.projection == "gate_up":  # rows alternate
-        yield spec.name, [(0, np.stack((2 * kept, 2 * kept + 1), 1).reshape(-1))]
-    else:
-        yield spec.name, [(0, kept)]
+def _ask_whole(
+    model: Path, sequences: Sequence[TokenSequence], options: WidthOptions, progress: Progress
+) -> _Whole:
+    """Run the whole model, which is not in memory afterwards."""
+    held_out = held_out_sequences(sequences)
+    with open_model(model) as opened:
+        targets = remember(opened.model, held_out, progress)
+        text = [s for s in sequences if not s.held_out]
+        importance = measure_importance(opened, text, progress)
+        plan = plan_width(opened.checkpoint, importance, options)
+        narrow_in_memory(opened, plan, importance)
+        expected = proof_logits(opened, sequences)
+        return _Whole(opened.architecture, targets, importance, plan, expected)
 
 
 def write_narrower(checkpoint: Checkpoint, plan: WidthPlan, out: Path, progress: Progress) -> None:
@@ -318,11 +208,3 @@ def _sliced_part(
         unreached=sum(not importance.neurons[module].any() for module in modules),
         digest=digest.hexdigest(),
     )
-
-
-def _check(options: WidthOptions) -> None:
-    for name, share in (("feed_forward", options.feed_forward), ("hidden", options.hidden)):
-        if not 0.0 < share <= 1.0:
-            raise BadInputError(f"{name} is {share}, expected a share above 0 and up to 1")
-    if options.multiple_of < 1:
-        raise BadInputError(f"multiple_of is {options.multiple_of}, expected at least 1")

@@ -277,7 +277,8 @@ def slice_model(
     """A narrower or shallower model, dense or sparse."""
     section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
     from edgekit.distill.slice_depth import DepthOptions, slice_depth
-    from edgekit.distill.slice_width import WidthOptions, slice_width
+    from edgekit.distill.slice_plan import WidthOptions
+    from edgekit.distill.slice_width import slice_width
     from edgekit.errors import BadInputError
     from edgekit.estimate import require_model
 

@@ -216,7 +216,22 @@ def test_a_written_model_that_says_something_else_is_noticed(tiny_llama, tmp_pat
         write(checkpoint, config, range(other, other + 1), out, progress)
 
     monkeypatch.setattr(module, "write_shallower", wrong)
-    with pytest.raises(EdgekitError, match="nats per token from the whole one and was"):
+    with pytest.raises(EdgekitError, match="differs from the whole one without layers"):
+        slice_depth(tiny_llama, TEXT, DepthOptions(1), tmp_path, Silent())
+
+
+@pytest.mark.parametrize("factor", [1.02, np.nan])
+def test_a_tensor_that_was_written_wrongly_is_noticed(tiny_llama, tmp_path, monkeypatch, factor):
+    write = module.write_checkpoint
+
+    def wrong(out, config, tensor, *rest):
+        def slightly(spec):
+            return tensor(spec) * np.float32(factor if spec.projection == "up" else 1)
+
+        write(out, config, slightly, *rest)
+
+    monkeypatch.setattr(module, "write_checkpoint", wrong)
+    with pytest.raises(EdgekitError, match="differs from the whole one without layers"):
         slice_depth(tiny_llama, TEXT, DepthOptions(1), tmp_path, Silent())
 
 

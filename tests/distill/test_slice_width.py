@@ -10,6 +10,7 @@ from tiny_families import FAMILY_OPTIONS
 
 from edgekit.checkpoint import Checkpoint
 from edgekit.describe import describe
+from edgekit.distill import slice_plan
 from edgekit.distill.loading import load_model
 from edgekit.distill.open_model import open_model
 from edgekit.distill.slice_config import narrower_feed_forward
@@ -19,14 +20,9 @@ from edgekit.distill.slice_importance import (
     measure_importance,
     neuron_places,
 )
-from edgekit.distill.slice_width import (
-    WidthOptions,
-    most_worthy,
-    plan_width,
-    slice_width,
-    write_narrower,
-)
-from edgekit.errors import BadInputError
+from edgekit.distill.slice_plan import WidthOptions, most_worthy, plan_width
+from edgekit.distill.slice_width import slice_width, write_narrower
+from edgekit.errors import BadInputError, EdgekitError
 from edgekit.progress import Silent
 
 IDS = torch.from_numpy(np.random.default_rng(0).integers(3, 500, (2, 40)))
@@ -280,6 +276,68 @@ def test_every_tensor_stays_in_the_precision_in_which_it_was(tiny_model, tmp_pat
             assert sliced.dtypes[name] == ("F32" if rescaled else kind), name
             if name.endswith("correction_bias"):
                 np.testing.assert_array_equal(sliced.float32(name), whole.float32(name))
+
+
+def reversed_rows(spec, values):
+    return values[::-1] if spec.projection == "up" else values
+
+
+def no_numbers(spec, values):
+    return values * np.float32(np.nan if spec.projection == "up" else 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("options", [HALF_NEURONS, HALF_CHANNELS])
+@pytest.mark.parametrize("wrong", [reversed_rows, no_numbers])
+def test_a_tensor_that_is_written_wrongly_is_noticed(
+    tiny_model, tmp_path, monkeypatch, family, options, wrong
+):
+    right = slice_plan.WidthPlan.tensor
+
+    def tensor(plan, spec, values):
+        return wrong(spec, right(plan, spec, values))
+
+    monkeypatch.setattr(slice_plan.WidthPlan, "tensor", tensor)
+    with pytest.raises(EdgekitError, match="differs from what was planned"):
+        slice_width(tiny_model(family), TEXT, options, tmp_path, Silent())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma4_text", "olmo"])
+def test_a_factor_that_was_forgotten_is_noticed(tiny_model, tmp_path, monkeypatch, family):
+    original = slice_plan.hidden_scales
+
+    def one_less(*arguments):
+        scales = original(*arguments)
+        del scales[max(scales, key=lambda name: abs(scales[name].factor - 1))]
+        return scales
+
+    monkeypatch.setattr(slice_plan, "hidden_scales", one_less)
+    with pytest.raises(EdgekitError, match="differs from what was planned"):
+        slice_width(tiny_model(family), TEXT, HALF_CHANNELS, tmp_path, Silent())
+
+
+def test_neurons_that_are_cut_out_of_one_projection_only_are_noticed(
+    tiny_mixtral, tmp_path, monkeypatch
+):
+    original = slice_plan.neuron_cuts
+
+    def shifted(architecture, neurons):
+        cuts = original(architecture, neurons)
+        name = architecture.expert(1, 0, "gate") + ".weight"
+        return cuts | {name: [(0, (cuts[name][0][1] + 1) % 64)]}
+
+    monkeypatch.setattr(slice_plan, "neuron_cuts", shifted)
+    with pytest.raises(EdgekitError, match="differs from what was planned"):
+        slice_width(tiny_mixtral, TEXT, HALF_NEURONS, tmp_path, Silent())
+
+
+@pytest.mark.parametrize("options", [HALF_NEURONS, HALF_CHANNELS])
+@pytest.mark.parametrize("family", ["gemma2", "olmo", "gpt_oss", "lfm2"])
+def test_a_model_in_bfloat16_is_as_near_to_its_plan(tiny_model, tmp_path, family, options):
+    half = half_precision(tiny_model(family), tmp_path / "half")
+    (tmp_path / "out").mkdir()
+    report = slice_width(half, TEXT, options, tmp_path / "out", Silent())  # which proves it
+    assert report.parameters_after < report.parameters_before
 
 
 @pytest.mark.parametrize("family", HEADS_FOLLOW)
