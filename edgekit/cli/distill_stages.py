@@ -98,8 +98,9 @@ def on_policy(
     out = out.absolute()
     scratch = state_directory(out, [model, taught], [stage, base, asked, server, served_model])
     with written_by(processes.is_main, out) as directory:
+        corrects = _served(taught, server, served_model, top_k) if server else taught
         report = train(
-            model, _served(taught, server, served_model, top_k) if server else taught, asked, stage, base, directory, progress, scratch,
+            model, corrects, asked, stage, base, directory, progress, scratch,
             cache=cache, device=device, force=force,
         )  # fmt: skip
     if processes.is_main:
