@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from edgekit.distill.chunks import Text, assembled, require_finite
 from edgekit.distill.masked import Mask, masked
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.pass_memory import SHARE, free_memory, pass_needs
+from edgekit.distill.resident import in_memory
 from edgekit.distill.same_tokenizer import tokenizer_digest
 from edgekit.distill.statistics import Statistics, StatisticsInfo, add_up, save_whole
 from edgekit.distill.streamed import run_streamed
@@ -195,12 +197,20 @@ def _run_whole(
 def collect_masked(
     opened: OpenModel, sequences: Sequence[TokenSequence], mask: Mask, progress: Progress
 ) -> Statistics:
-    """Statistics with only the experts of ``mask`` allowed, in memory and at once."""
+    """Statistics with only the experts of ``mask`` allowed, at once. Layers of ``opened`` that are
+    not in memory are read one after another."""
     text = [s for s in sequences if not s.held_out]
     chunks = [(0, len(text))]
     total = sum(len(s.tokens) for s in text)
+    digest = checkpoint_digest(opened.path)
     with masked(opened, mask), progress.task("measure who is left", total) as task:
-        return run_chunk(opened, checkpoint_digest(opened.path), text, chunks, 0, task)
+        if in_memory(opened):
+            return run_chunk(opened, digest, text, chunks, 0, task)
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "statistics.safetensors"
+            layers = Path(scratch) / "layers"
+            run_streamed(opened, digest, Text.of(text, chunks), [0], [file], layers, task)
+            return Statistics.load(file)
 
 
 def chunk_bounds(text: Sequence[TokenSequence]) -> list[tuple[int, int]]:

@@ -82,9 +82,7 @@ def compare_sizes(
             raise BadInputError(f"{model}: give shares below 1, such as 0.75,0.5")
         opened.load_rest()
         with resident(opened):
-            targets = remember(
-                opened.model, held_out_sequences(text, MEASURED_PER_DOMAIN), progress
-            )
+            targets = remember(opened, held_out_sequences(text, MEASURED_PER_DOMAIN), progress)
             sizes = []
             for count in counts:
                 candidates = {

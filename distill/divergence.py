@@ -7,9 +7,9 @@ finer than the intervals of each: what makes a sequence hard is hard for both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -18,11 +18,14 @@ from pydantic import BaseModel, ConfigDict
 
 from edgekit.bootstrap import FEWEST, Interval, mean_interval
 from edgekit.distill.acceptance import Acceptance, acceptance
+from edgekit.distill.head import Head
 from edgekit.distill.loading import Model
 from edgekit.distill.losses import Loss
-from edgekit.distill.targets import TeacherTargets, TopTargets, top_k_targets
+from edgekit.distill.open_model import OpenModel
+from edgekit.distill.resident import head_inputs
+from edgekit.distill.targets import TeacherTargets, TopTargets, joined, top_k_targets
 from edgekit.errors import BadInputError
-from edgekit.progress import Progress
+from edgekit.progress import Progress, Task
 from edgekit.sequences import TokenSequence, equal_length_runs, stacked
 
 FORWARD_TOKENS = 512  # of one forward pass; bounds the memory of the logits
@@ -158,27 +161,25 @@ def held_out_sequences(
 
 @torch.no_grad()
 def remember(
-    model: Model, sequences: Sequence[TokenSequence], progress: Progress
+    model: Model | OpenModel, sequences: Sequence[TokenSequence], progress: Progress
 ) -> RememberedTargets:
-    """What ``model`` says about ``sequences``, kept in memory."""
+    """What ``model`` says about ``sequences``, kept in memory; it runs as :func:`measure` says."""
     positions = sum(len(s.tokens) for s in sequences)
-    vocabulary = int(model.config.get_text_config().vocab_size)
+    config = (model.model if isinstance(model, OpenModel) else model).config
+    vocabulary = int(config.get_text_config().vocab_size)
     fits = positions * vocabulary * BYTES_PER_TARGET <= EXACT_BYTES
     top_k = vocabulary if fits else min(REMEMBERED, vocabulary)
     held: list[TopTargets] = []
     with progress.task("remember the teacher's answers", positions) as task:
-        for begin, end in equal_length_runs(sequences, FORWARD_TOKENS):
-            group = sequences[begin:end]
-            for rows, sequence in zip(_logits(model, group), group, strict=True):
-                counted = top_k_targets(_counted(rows, sequence), top_k)
-                held.append(counted.to(torch.device("cpu")))
-                task.advance(len(rows))
+        for parts in _answers(model, sequences, vocabulary, task):
+            kept = [top_k_targets(rows, top_k).to(torch.device("cpu")) for rows in parts]
+            held.append(cast(TopTargets, joined(kept)))
     return RememberedTargets(list(sequences), held, top_k, vocabulary)
 
 
 @torch.no_grad()
 def measure(
-    model: Model,
+    model: Model | OpenModel,
     targets: Targets,
     progress: Progress,
     name: str = "model",
@@ -186,23 +187,32 @@ def measure(
     loss: Loss = FORWARD_KL,
 ) -> Measured:
     """KL, or another divergence, at every position of the sequences ``numbers`` of ``targets``, by
-    default of those that are held out."""
+    default of those that are held out.
+
+    Of an opened model that is read a layer at a time (:mod:`edgekit.distill.resident`) all
+    sequences go through a layer before the next is read, and its head reads them in parts.
+    """
     if numbers is None:
         numbers = held_out_numbers(targets)
-    values: dict[int, NDArray[np.float64]] = {}
-    accepted: dict[int, NDArray[np.float64]] = {}
-    total = sum(targets.sequences[n].positions for n in numbers)
+    sequences = [targets.sequences[n] for n in numbers]
+    values: list[NDArray[np.float64]] = []
+    accepted: list[NDArray[np.float64]] = []
+    total = sum(len(s.tokens) for s in sequences)
     with progress.task(f"measure {name} on held-out text", total) as task:
-        for group in equal_length_groups(targets, numbers):
-            for number, rows in zip(group, _rows(model, targets, group), strict=True):
-                taught = targets.targets(number).to(rows.device)
-                values[number] = loss.of_targets(rows, taught).double().cpu().numpy()
-                if isinstance(taught, TopTargets):
-                    accepted[number] = acceptance(rows, taught).double().cpu().numpy()
-                task.advance(len(rows))
-    domains = tuple(targets.sequences[n].domain for n in numbers)
-    kept = tuple(accepted[n] for n in numbers if n in accepted)
-    return Measured(domains, tuple(values[n] for n in numbers), kept)
+        answers = _answers(model, sequences, targets.vocab_size, task)
+        for number, parts in zip(numbers, answers, strict=True):
+            taught, begin = targets.targets(number), 0
+            found, bounds = [], []
+            for rows in parts:
+                part = taught[begin : begin + len(rows)].to(rows.device)
+                begin += len(rows)
+                found.append(loss.of_targets(rows, part).double().cpu().numpy())
+                if isinstance(part, TopTargets):
+                    bounds.append(acceptance(rows, part).double().cpu().numpy())
+            values.append(np.concatenate(found))
+            if bounds:
+                accepted.append(np.concatenate(bounds))
+    return Measured(tuple(s.domain for s in sequences), tuple(values), tuple(accepted))
 
 
 def held_out_numbers(targets: Targets) -> list[int]:
@@ -210,20 +220,24 @@ def held_out_numbers(targets: Targets) -> list[int]:
     return [i for i, s in enumerate(targets.sequences) if s.held_out]
 
 
-def equal_length_groups(targets: Targets, numbers: Sequence[int]) -> list[list[int]]:
-    """Neighbours of one length together: they need no padding."""
-    chosen = [targets.sequences[n] for n in numbers]
-    runs = equal_length_runs(chosen, FORWARD_TOKENS)
-    return [list(numbers[begin:end]) for begin, end in runs]
-
-
-def _rows(model: Model, targets: Targets, group: Sequence[int]) -> Iterator[torch.Tensor]:
-    """Logits [positions, tokens] of each of the sequences ``group``, which have one length."""
-    sequences = [targets.sequences[n] for n in group]
-    for rows, sequence in zip(_logits(model, sequences), sequences, strict=True):
-        if sequence.counted is not None:
-            rows = rows[torch.from_numpy(sequence.counted)]
-        yield rows[:, : targets.vocab_size]
+def _answers(
+    model: Model | OpenModel, sequences: Sequence[TokenSequence], vocab_size: int, task: Task
+) -> Iterator[Iterable[torch.Tensor]]:
+    """For each sequence its logits [positions, ``vocab_size``] where it counts, in parts."""
+    runs = equal_length_runs(sequences, FORWARD_TOKENS)
+    groups = [sequences[begin:end] for begin, end in runs]
+    if not isinstance(model, OpenModel):
+        for group in groups:
+            for rows, sequence in zip(_logits(model, group), group, strict=True):
+                yield [_counted(rows, sequence)[:, :vocab_size]]
+                task.advance(len(rows))
+        return
+    head = Head(model, vocab_size)
+    for group, read in zip(groups, head_inputs(model, groups, task), strict=True):
+        for hidden, sequence in zip(read, group, strict=True):
+            counted = _counted(hidden, sequence)
+            parts = head.chunks(len(counted)) or [slice(0)]  # where nothing counts
+            yield (head.logits(counted[rows]) for rows in parts)
 
 
 def _counted(rows: torch.Tensor, sequence: TokenSequence) -> torch.Tensor:

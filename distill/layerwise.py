@@ -36,12 +36,15 @@ class Layerwise:
     def embed(self, ids: Tensor) -> Tensor:
         """What the first layer reads for ``ids`` int64 [B, T].
 
-        The embedding need not be loaded: the rows of these tokens are read from the checkpoint.
+        Where the embedding is not loaded, the rows of these tokens are read from the checkpoint.
         """
 
         def leave(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
             raise _Left(hidden)
 
+        if not self.opened.decoder.get_input_embeddings().weight.is_meta:
+            with _forwards(self.opened.layers, 0, leave):
+                return self._decode(input_ids=ids)
         tokens, places = ids.unique(return_inverse=True)
         with _forwards(self.opened.layers, 0, leave), self._rows(tokens):
             return self._decode(input_ids=places)
@@ -101,13 +104,16 @@ class Layerwise:
 @contextmanager
 def _forwards(layers: nn.ModuleList, number: int, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Call ``forward`` in the place of one layer's; all others give their input back."""
+    replaced = [vars(layer).get("forward") for layer in layers]
     for index, layer in enumerate(layers):
         layer.forward = forward if index == number else _through
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, before in zip(layers, replaced, strict=True):
             del layer.forward
+            if before is not None:
+                layer.forward = before
 
 
 def _through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

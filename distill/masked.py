@@ -57,7 +57,7 @@ def measure_masked(
 ) -> Measured:
     """KL of the model under ``mask`` on the held-out sequences of ``targets``."""
     with masked(opened, mask):
-        return measure(opened.model, targets, progress, name)
+        return measure(opened, targets, progress, name)
 
 
 def prefix_mask(mixtures: Mapping[int, MixtureBlock], count: int) -> Mask | None:

@@ -221,7 +221,7 @@ def _choose(
         control = choose(measured, mixture, keep, "random", params.seed + number)
         candidates[f"random-{number}"] = Candidate(control.kept, control=True)
     held_out = held_out_sequences(text, MEASURED_PER_DOMAIN)
-    targets = remember(opened.model, held_out, progress)
+    targets = remember(opened, held_out, progress)
     report = choose_by_measurement(opened, candidates, targets, progress)
     return choices[report.chosen], report
 
@@ -252,7 +252,7 @@ def _nest(
     order = order_experts(measured.layers, mixture.num_experts, sizes, ranking)
     alone = {size: choose(measured, mixture, size, params.criterion, params.seed) for size in sizes}
     separate: dict[int, Mask] = {size: found.kept for size, found in alone.items()}
-    targets = remember(opened.model, held_out_sequences(text, MEASURED_PER_DOMAIN), progress)
+    targets = remember(opened, held_out_sequences(text, MEASURED_PER_DOMAIN), progress)
     prefixes = compare(opened, order, separate, targets, progress)
     kept = {layer: experts[: sizes[0]] for layer, experts in order.items()}
     report = NestedReport(criterion=params.criterion, order=order, prefixes=prefixes)
