@@ -277,3 +277,14 @@ def test_memory_is_asked_for_student_and_teacher_together(
             trained(student, teacher, prompts, tmp_path / name, section())
     with open_model(tiny_mixtral, load=False) as opened:
         assert own["teacher"] - own["function"] == weight_needs(opened).whole
+
+
+def test_adapters_write_and_learn_and_are_merged(tiny_mixtral, tiny_model, prompts, tmp_path):
+    base = BASE.model_copy(update={"lora_rank": 8, "trainable": ("attention", "experts")})
+    student, out, more = tiny_model("mixtral", seed=3), tmp_path / "out", tmp_path / "more"
+    out.mkdir(), more.mkdir()
+    params = section(steps=12, learning_rate=2e-2, top_k=512)
+    report = on_policy(student, tiny_mixtral, prompts, params, base, out, Silent())
+    assert report.own_after.all.value < 0.95 * report.own_before.all.value
+    again = on_policy(out, tiny_mixtral, prompts, section(steps=1, top_k=512), BASE, more, Silent())
+    assert again.own_before.all.value == pytest.approx(report.own_after.all.value, rel=0.02)
