@@ -22,7 +22,14 @@ from edgekit.atomic import write_json
 from edgekit.checkpoint import copy_tokenizer, read_config
 from edgekit.distill.accumulate import HALVES, LayerSums, TokenClasses
 from edgekit.distill.collect import checkpoint_digest
-from edgekit.distill.keep import Choice, Kept, choose, enough_text, require_count
+from edgekit.distill.keep import (
+    Choice,
+    Kept,
+    choose,
+    enough_text,
+    require_count,
+    require_same_layers,
+)
 from edgekit.distill.loading import Model, quiet_transformers
 from edgekit.distill.skew import skew
 from edgekit.distill.statistics import Statistics, StatisticsInfo
@@ -65,6 +72,7 @@ class StructuralReport:
     config_keys: list[str]
     kept: Kept
     protected: dict[int, list[int]]
+    exchanged: dict[int, list[int]]
     overlap: list[float]
     notes: list[str]
 
@@ -77,14 +85,18 @@ def shrink_structurally(
     progress: Progress,
     criterion: str = "reap",
     seed: int = 0,
+    previous: Kept | None = None,
+    margin: float = 0.05,
 ) -> StructuralReport:
     """Write ``model`` with the share ``keep`` of its experts into the empty directory ``out``.
 
-    The whole model is in memory in float32 while it is measured.
+    The whole model is in memory in float32 while it is measured. An expert of ``previous``, an
+    earlier choice for the same teacher, goes only if another is worth more by the share ``margin``.
 
     Raises:
         BadInputError: the experts, their router or the keys that count them were not found, the
-            weights are quantized, or ``keep`` does not fit the router.
+            weights are quantized, ``keep`` does not fit the router, or ``previous`` is of another
+            model.
     """
     config, source = read_config(model), str(model)
     if config.get("quantization_config"):
@@ -110,9 +122,10 @@ def shrink_structurally(
     if number == count:
         raise BadInputError(f"[shrink] keep: {keep} of {count} experts is all of them; keep fewer")
     require_count(mixture, number)
+    require_same_layers(previous, [m.layer for m in found], count)
     statistics = measure(loaded, found, mixture, calibration, source, checkpoint_digest(model),
                          progress)  # fmt: skip
-    choice = choose(statistics, mixture, number, criterion, seed)
+    choice = choose(statistics, mixture, number, criterion, seed, previous, margin)
     with experts_masked(loaded, found, choice.kept, source):
         expected = _logits(loaded, proof)
     before = loaded.num_parameters()
@@ -135,6 +148,7 @@ def shrink_structurally(
         config_keys=[".".join(key) for key in keys],
         kept=choice.kept,
         protected=choice.protected,
+        exchanged=choice.exchanged,
         overlap=choice.overlap,
         notes=notes,
     )

@@ -136,6 +136,30 @@ def test_what_makes_no_sense_is_said_before_any_work(measured, run, tiny_model, 
     assert "--criterion" in error and "'gated_ean'" in error
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--statistics", "s", "--data", "x.txt"], "--data: the text of --statistics is used"),
+        (["--statistics", "s", "--tokens", 512], "--tokens: the text of --statistics"),
+        (["--statistics", "s", "--held-out-tokens", 0], "--held-out-tokens: the text of"),
+        (["--statistics", "s", "--sequence-length", 64], "--sequence-length: the text of"),
+        (["--margin", 0.1], "--margin: there is no --previous"),
+        (["--keep", 0.5, "--nested", "1.0,0.5"], "--keep: --nested says it"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(run, tmp_path, options, sentence):
+    assert sentence in run("absent", "--out", tmp_path / "o", *options, code=2)
+
+
+@pytest.mark.parametrize(
+    "options", [["--statistics", "s"], ["--streamed"]], ids=["statistics", "streamed"]
+)
+def test_an_unlisted_family_has_no_statistics_and_is_not_streamed(run, tmp_path, options):
+    (tmp_path / "config.json").write_text('{"model_type": "minimax"}')
+    error = run(tmp_path, "--out", tmp_path / "out", *options, code=2)
+    assert f"{options[0]}: a minimax is no family of the table" in error
+
+
 def test_an_unlisted_family_is_told_what_it_can_have(tiny_mixtral, run, tmp_path):
     model = tmp_path / "model"
     model.mkdir()

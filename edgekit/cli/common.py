@@ -58,6 +58,16 @@ def write_once(out: Path, workers: int, write: Callable[[Path], T]) -> T | None:
         raise
 
 
+def given(context: typer.Context, *names: str) -> list[str]:
+    """Those of the options ``names`` that are on the command line, as they are written there."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
+
+
 def to_json(value: Any) -> Any:
     """Reports as JSON values."""
     if isinstance(value, BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 
 from edgekit.atomic import atomic_directory
 from edgekit.checkpoint import read_config
-from edgekit.cli.common import Force, Json, Model, Out, console, count, print_json, table
+from edgekit.cli.common import Force, Json, Model, Out, console, count, given, print_json, table
 from edgekit.cli.shrink_parts import (
     PARTS,
     Data,
@@ -22,6 +22,7 @@ from edgekit.cli.shrink_parts import (
     parse_shares,
     sampling,
 )
+from edgekit.errors import BadInputError
 from edgekit.family_table import FAMILIES
 from edgekit.progress import default_progress
 from edgekit.recipe import DataSection, ShrinkSection, checked
@@ -40,6 +41,7 @@ def app(args: Sequence[str], prog_name: str, standalone_mode: bool) -> Any:
 
 @shrink_app.command()
 def shrink(
+    context: typer.Context,
     model: Model,
     out: Out,
     keep: Annotated[float, typer.Option(help="Fraction of the experts that stays.")] = 0.5,
@@ -76,19 +78,22 @@ def shrink(
     size costs, `shrink dense`, `shrink slice` and `shrink merge` make dense, narrower or shallower,
     and merged models.
     """
+    unlisted = _unlisted(Path(model))
+    _require_used(context, unlisted, statistics, nested, previous)
     shares = parse_shares("--nested", nested)
     section = checked(
         ShrinkSection, keep=max(shares, default=keep), criterion=criterion, nested=shares,
         previous=previous, margin=margin, seed=seed,
     )  # fmt: skip
-    measures = criterion == "auto" or nested  # on held-out text; nothing else reads it
+    # nothing else reads held-out text
+    measures = criterion == "auto" or nested or unlisted
     text = sampling(data, tokens, held_out_tokens if measures else 0, sequence_length, seed)
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.collect import PassOptions
     from edgekit.distill.shrink import shrink as shrink_model
     from edgekit.estimate import require_model
 
-    if (Path(model) / "config.json").is_file() and _is_unlisted(read_config(Path(model))):
+    if unlisted:
         _shrink_unlisted(Path(model), text, section, out, json)
         return
     progress = default_progress()
@@ -135,8 +140,34 @@ def shrink(
     )
 
 
-def _is_unlisted(config: Mapping[str, Any]) -> bool:
-    return not config.get("edgekit_family") and config.get("model_type") not in FAMILIES
+def _unlisted(model: Path) -> str:
+    """The family of a local checkpoint that has no row in the table; "" of any other."""
+    if not (model / "config.json").is_file():
+        return ""
+    config = read_config(model)
+    family = str(config.get("model_type"))
+    return "" if config.get("edgekit_family") or family in FAMILIES else family
+
+
+def _require_used(
+    context: typer.Context, unlisted: str, statistics: Path | None, nested: str, previous: str
+) -> None:
+    """Refuse options that would do nothing beside the others."""
+
+    def refuse(reason: str, *names: str) -> None:
+        for option in given(context, *names):
+            raise BadInputError(f"{option}: {reason}; leave it out")
+
+    if unlisted:
+        reason = f"a {unlisted} is no family of the table, and is measured in memory"
+        refuse(reason, "statistics", "streamed")
+    if statistics:
+        reason = "the text of --statistics is used"
+        refuse(reason, "data", "tokens", "held_out_tokens", "sequence_length")
+    if nested:
+        refuse("--nested says it", "keep")
+    if not previous:
+        refuse("there is no --previous", "margin")
 
 
 def _shrink_unlisted(
@@ -144,11 +175,12 @@ def _shrink_unlisted(
 ) -> None:
     """A family without a row: by its structure, on the user's own text."""
     from edgekit.distill.documents import read_documents
+    from edgekit.distill.keep_map import read_keep_map
     from edgekit.distill.structural import shrink_structurally
-    from edgekit.errors import BadInputError
     from edgekit.text import ChatTokenizer
 
     name = read_config(teacher).get("model_type")
+    previous = read_keep_map(Path(section.previous)) if section.previous else None
     if not sampling.files or section.criterion == "auto" or section.nested:
         raise BadInputError(
             f"{teacher}: {name} is no family of the table (edgekit inspect --families); it can be "
@@ -158,7 +190,7 @@ def _shrink_unlisted(
     with atomic_directory(out) as directory:
         report = shrink_structurally(
             teacher, text, section.keep, directory, default_progress(), section.criterion,
-            section.seed,
+            section.seed, previous, section.margin,
         )  # fmt: skip
     if json:
         print_json(report)

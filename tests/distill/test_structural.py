@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from tiny_families import COMMON, EXPERTS, LATENT
+from tiny_models import write_tokenizer
 
+from edgekit.cli.main import main
 from edgekit.distill import structural
 from edgekit.distill.keep import choose
 from edgekit.distill.structural import shrink_structurally
@@ -109,6 +111,38 @@ def test_a_family_outside_the_table_is_the_masked_model_after_pruning(unlisted, 
         names = [name for name in written.keys() if "experts" in name]  # noqa: SIM118
         kinds = {written.get_slice(name).get_dtype() for name in names}
     assert kinds == {"BF16"}
+
+
+def test_an_earlier_choice_is_followed_and_held_out_text_says_what_is_reached(
+    unlisted, tmp_path, capsys
+):
+    """As a person types it."""
+    model, earlier, file = tmp_path / "model", tmp_path / "earlier", tmp_path / "text.jsonl"
+    shutil.copytree(unlisted("minimax"), model)
+    write_tokenizer(model)
+    earlier.mkdir()
+    kept = {"0": [1, 3, 4, 5], "1": [0, 2, 3, 5]}
+    (earlier / "experts.json").write_text(json.dumps({"kept": kept}))
+    rows = [{"text": f"{i} the quick brown fox jumps over the lazy dog"} for i in range(99)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    options = ["--keep", "0.67", "--data", file, "--tokens", "256", "--held-out-tokens", "64",
+               "--sequence-length", "32", "--json"]  # fmt: skip
+
+    def run(name, *more):
+        out = ["--out", str(tmp_path / name)]
+        code = main(["shrink", str(model), *out, *map(str, options), *more])
+        shown = capsys.readouterr()
+        assert code == 0, shown.err
+        return json.loads(shown.out)
+
+    free = run("free")
+    followed = run("followed", "--previous", str(earlier), "--margin", "10")
+    assert followed["kept"] == kept != free["kept"]
+    assert followed["exchanged"] == {"0": [], "1": []}
+    assert not any("no text is held out" in note for note in followed["notes"])
+    changed = run("changed", "--previous", str(earlier), "--margin", "0")
+    assert changed["kept"] == free["kept"]
+    assert any(changed["exchanged"].values())
 
 
 def test_every_group_of_an_unlisted_router_loses_the_same_number(unlisted, tmp_path):
