@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from edgekit.architecture import FeedForward
 from edgekit.checkpoint import Checkpoint
+from edgekit.distill.merge_tensors import PRECISIONS
 from edgekit.distill.mixture import gated
 
 COSINE = 0.05  # weight of the direction beside the squared error
@@ -71,6 +72,14 @@ class DenseModule:
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, H] to [T, H]."""
         return self._linear("down", self.hidden(x))
+
+    @torch.no_grad()
+    def round_as(self, checkpoint: Checkpoint) -> None:
+        """Round the weights as ``checkpoint`` stores those that it has in their places."""
+        stored = checkpoint.dtypes
+        for name, place in self.names.items():
+            kind = stored.get(checkpoint.architecture.by_name[name].source.tensor, checkpoint.dtype)
+            self.weights[place] = self.weights[place].to(PRECISIONS[kind]).float()
 
     def _linear(self, projection: str, x: Tensor) -> Tensor:
         weight = self.weights[projection, "weight"]

@@ -2,12 +2,13 @@
 
 Layer by layer and teacher forced: a feed-forward reads what the mixture reads, and is to say what
 the mixture says (:mod:`edgekit.distill.dense_layer`). A layer of each model is in memory, beside
-the hidden states of the text; the student is written as its layers become ready.
+the hidden states of the text; the student is written as its layers become ready, opened again, and
+every layer must say what it said when it was trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from edgekit.architecture import TensorSpec
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
+from edgekit.distill.dense_families import module_of
 from edgekit.distill.dense_layer import (
     DenseModule,
     Lesson,
@@ -32,13 +34,16 @@ from edgekit.distill.dense_moments import shared_expert
 from edgekit.distill.dense_pass import text_batches
 from edgekit.distill.layerwise import Layerwise
 from edgekit.distill.open_model import OpenModel, open_model
-from edgekit.errors import BadInputError
+from edgekit.distill.proof import TOLERANCE
+from edgekit.distill.slice_importance import find_module
+from edgekit.errors import BadInputError, EdgekitError
 from edgekit.progress import Progress, Task
 from edgekit.sequences import TokenSequence
 
 REPORT = "warm-up.json"
 UNSEEN = 5  # every fifth sequence is not learnt from
 PROBE_ROWS = 64  # of the embedding, which a student has from its teacher
+PROBE_TOKENS = 64  # of each layer, by which what was written is proven
 PROBE_TOLERANCE = 0.02  # of the largest value: it may be rounded otherwise
 
 
@@ -79,6 +84,7 @@ def warm_up(
     Raises:
         BadInputError: the two do not belong together, there is too little text, or the teacher's
             outputs are not finite.
+        EdgekitError: what was written is not what was trained.
     """
     text = [s for s in sequences if not s.held_out]
     if len(text) < UNSEEN:
@@ -90,8 +96,15 @@ def warm_up(
         _require_pair(opened.checkpoint, checkpoint)
         with progress.task("warm up the feed-forwards", len(opened.layers)) as task:
             walk = _Walk(opened, checkpoint, text, options, task)
-            write_checkpoint(out, checkpoint.config, walk.tensor, checkpoint.dtype)
-    copy_tokenizer(student, out)
+            write_checkpoint(
+                out,
+                checkpoint.config,
+                walk.tensor,
+                checkpoint.dtype,
+                stored_as=checkpoint.dtypes,
+            )
+        copy_tokenizer(student, out)
+        check_warmed(out, checkpoint, walk.probes)
     report = WarmUpReport(
         before=walk.before,
         solved=walk.solved,
@@ -101,6 +114,39 @@ def warm_up(
     )
     write_json(out / REPORT, report.model_dump(mode="json"))
     return report
+
+
+@torch.inference_mode()
+def check_warmed(out: Path, student: Checkpoint, probes: Mapping[int, Lesson]) -> None:
+    """Open what was written: its feed-forwards have to say what the trained ones said (``probes``,
+    by layer), and every other tensor has to be the student's.
+
+    Raises:
+        EdgekitError: they are not; a defect of edgekit, and nothing is kept.
+    """
+    trained = set()
+    with open_model(out, load=False) as opened:
+        for layer, probe in probes.items():
+            part = opened.architecture.layers[layer].dense
+            assert part is not None
+            trained |= {part.gate, part.up, part.down}
+            opened.load_layer(layer)
+            found = find_module(opened, part.down.rpartition(".")[0], layer)(probe.x[None])[0]
+            opened.drop_layer(layer)
+            error = float((found - probe.y).abs().max() / (probe.y.abs().max() or 1.0))
+            if not error <= TOLERANCE:
+                raise EdgekitError(
+                    f"{out}: the feed-forward of layer {layer} is {error:.1e} of its largest value "
+                    "away from what was trained; please report this family"
+                )
+        for spec in opened.checkpoint.specs:
+            if module_of(spec) not in trained and not np.array_equal(
+                opened.checkpoint.float32(spec.name), student.float32(spec.name)
+            ):
+                raise EdgekitError(
+                    f"{out}: {spec.name} is not what it was in {student.path}; please report this "
+                    "family"
+                )
 
 
 class _Walk:
@@ -118,6 +164,7 @@ class _Walk:
         self.before: dict[int, float] = {}
         self.solved: dict[int, float] = {}
         self.after: dict[int, float] = {}
+        self.probes: dict[int, Lesson] = {}  # what the trained layers say
         self._opened, self._checkpoint = opened, checkpoint
         self._options, self._task = options, task
         self._layerwise = Layerwise(opened)
@@ -178,7 +225,10 @@ class _Walk:
         solve_down(module, learnt, unseen)
         self.solved[number] = relative_error(module, unseen)
         train_layer(module, learnt, unseen, self._options)
+        module.round_as(self._checkpoint)
         self.after[number] = relative_error(module, unseen)
+        probe = unseen.x[:PROBE_TOKENS]
+        self.probes[number] = Lesson(probe, module(probe))
         return {name: module.weights[place] for name, place in module.names.items()}
 
 

@@ -22,7 +22,7 @@ from edgekit.distill.dense_warm_up import warm_up
 from edgekit.distill.densify import DenseOptions, densify
 from edgekit.distill.divergence import measure, remember
 from edgekit.distill.loading import load_model
-from edgekit.errors import BadInputError
+from edgekit.errors import BadInputError, EdgekitError
 from edgekit.progress import Silent
 from edgekit.sequences import TokenSequence
 
@@ -275,6 +275,36 @@ def test_steps_are_repeatable(tiny_mixtral, tmp_path):
         _, out, _ = made(tiny_mixtral, tmp_path / name, text(8, 20), 3)
         weights.append((out / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "sentence"),
+    [
+        ("layers.1.mlp.up_proj", lambda values: values[::-1], "the feed-forward of layer 1 is"),
+        (
+            "layers.0.mlp.gate_proj",
+            lambda values: values * np.nan,
+            "feed-forward of layer 0 is nan",
+        ),
+        ("self_attn.q_proj", lambda values: values * 1.01, "q_proj.weight is not what it was in"),
+    ],
+)
+def test_what_was_written_wrongly_is_noticed(
+    tiny_mixtral, tmp_path, monkeypatch, part, change, sentence
+):
+    from edgekit.distill import dense_warm_up
+
+    original = dense_warm_up.write_checkpoint
+
+    def wrong(out, config, tensor, *rest, **more):
+        def changed(spec):
+            return change(tensor(spec)) if part in spec.name else tensor(spec)
+
+        original(out, config, changed, *rest, **more)
+
+    monkeypatch.setattr(dense_warm_up, "write_checkpoint", wrong)
+    with pytest.raises(EdgekitError, match=sentence):
+        made(tiny_mixtral, tmp_path, text(8, 20), 1)
 
 
 def refused(teacher, student, sequences, out):
