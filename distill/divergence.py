@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from edgekit.bootstrap import FEWEST, Interval, mean_interval
 from edgekit.distill.acceptance import Acceptance, acceptance
-from edgekit.distill.head import Head
+from edgekit.distill.head import Head, require_finite
 from edgekit.distill.loading import Model
 from edgekit.distill.losses import Loss
 from edgekit.distill.open_model import OpenModel
@@ -163,16 +163,24 @@ def held_out_sequences(
 def remember(
     model: Model | OpenModel, sequences: Sequence[TokenSequence], progress: Progress
 ) -> RememberedTargets:
-    """What ``model`` says about ``sequences``, kept in memory; it runs as :func:`measure` says."""
+    """What ``model`` says about ``sequences``, kept in memory; it runs as :func:`measure` says.
+
+    Raises:
+        BadInputError: it gives logits that are not finite.
+    """
     positions = sum(len(s.tokens) for s in sequences)
     config = (model.model if isinstance(model, OpenModel) else model).config
+    source = str(model.path) if isinstance(model, OpenModel) else "the teacher"
     vocabulary = int(config.get_text_config().vocab_size)
     fits = positions * vocabulary * BYTES_PER_TARGET <= EXACT_BYTES
     top_k = vocabulary if fits else min(REMEMBERED, vocabulary)
     held: list[TopTargets] = []
     with progress.task("remember the teacher's answers", positions) as task:
         for parts in _answers(model, sequences, vocabulary, task):
-            kept = [top_k_targets(rows, top_k).to(torch.device("cpu")) for rows in parts]
+            kept = []
+            for rows in parts:
+                require_finite(rows, source)
+                kept.append(top_k_targets(rows, top_k).to(torch.device("cpu")))
             held.append(cast(TopTargets, joined(kept)))
     return RememberedTargets(list(sequences), held, top_k, vocabulary)
 

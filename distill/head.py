@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from edgekit.distill.open_model import OpenModel
+from edgekit.errors import BadInputError
 
 CHUNK_BYTES = 1 << 27  # of the float32 logits of a group of positions
 FLOAT32_BYTES = 4
@@ -57,6 +58,19 @@ class Head:
             return torch.stack([part.sum() for part in parts]).sum()
         result: Tensor = _Summed.apply(hidden, self, loss, *trained)
         return result
+
+
+def require_finite(logits: Tensor, source: str) -> None:
+    """Refuse logits that are no numbers.
+
+    Raises:
+        BadInputError: names ``source``, the model that gave them.
+    """
+    if not logits.isfinite().all():
+        raise BadInputError(
+            f"{source}: gives logits that are not finite; the weights are damaged, download them "
+            "again"
+        )
 
 
 class _Summed(torch.autograd.Function):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgekit.architecture import Architecture, TensorSpec
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
 from edgekit.describe import describe
+from edgekit.distill.head import require_finite
 from edgekit.distill.keep import Kept
 from edgekit.distill.masked import masked
 from edgekit.distill.open_model import OpenModel, open_model
@@ -118,6 +119,9 @@ def masked_logits(opened: OpenModel, kept: Kept, tokens: Sequence[int]) -> torch
 
     Weights that were stored quantized are rounded, in the opened model, as they will be written:
     what is loaded now, and every layer that is loaded later.
+
+    Raises:
+        BadInputError: they are not finite.
     """
     if opened.checkpoint.source.method != "none":
         opened.after_loading = partial(round_as_written, opened)
@@ -125,6 +129,7 @@ def masked_logits(opened: OpenModel, kept: Kept, tokens: Sequence[int]) -> torch
     ids = torch.tensor(list(tokens)[:PROOF_TOKENS])[None]
     with masked(opened, kept):
         logits: torch.Tensor = opened.model(input_ids=ids, use_cache=False).logits[0]
+    require_finite(logits, str(opened.path))
     return logits.float()
 
 

@@ -201,6 +201,25 @@ def test_weights_that_are_not_numbers_are_named(tiny_model, tmp_path):
         collect(tmp_path, text(), tmp_path / "scratch", Silent())
 
 
+@pytest.mark.parametrize("criterion", ["reap", "auto"])
+@pytest.mark.parametrize("tensor", ["model.norm.weight", "lm_head.weight"])
+def test_a_last_norm_or_head_that_gives_no_numbers_is_bad_input(
+    tiny_qwen3_moe, sequences, tmp_path, criterion, tensor
+):
+    from safetensors.numpy import load_file, save_file
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    tensors = load_file(tiny_qwen3_moe / "model.safetensors")
+    tensors[tensor][..., 3] = np.nan
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    (source / "config.json").write_bytes((tiny_qwen3_moe / "config.json").read_bytes())
+    section = ShrinkSection(keep=0.75, criterion=criterion)
+    with pytest.raises(BadInputError, match="source: gives logits that are not finite"):
+        shrink(source, sequences, section, out, Silent(), tmp_path / "scratch")
+
+
 def test_bad_text_is_refused(tiny_mixtral, tiny_llama, tmp_path):
     with pytest.raises(BadInputError, match="no calibration text"):
         collect(tiny_mixtral, [s for s in text() if s.held_out], tmp_path, Silent())
