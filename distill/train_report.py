@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from edgekit.distill.divergence import Divergence
 from edgekit.distill.state import Evaluation
 from edgekit.distill.trainer import Trainer
+from edgekit.distill.working import Working
 
 
 class Healed(BaseModel):
@@ -29,7 +30,7 @@ class TrainReport(BaseModel):
     ``held_out_kl_*`` are those of the first of ``students``, NaN without held-out text. A step of
     nested training trains one prefix, so neighbours among ``losses`` may be of different ones.
     ``steps`` were done, fewer than asked for if the training was ``stopped_early``, and what was
-    written is the student after ``written_step`` of them. ``evaluations`` are of the weights in
+    written is the student after ``written_step`` of them. ``working`` is how gradients were computed. ``evaluations`` are of the weights in
     float32, before they were stored.
     """
 
@@ -43,6 +44,7 @@ class TrainReport(BaseModel):
     tokens: int
     tokens_per_second: float
     processes: int
+    working: Working | None
     held_out_kl_before: float
     held_out_kl_after: float
     students: list[Healed]
@@ -67,6 +69,7 @@ def train_report(trainer: Trainer, nested: Sequence[int], after: Evaluation | No
         tokens=state.tokens,
         tokens_per_second=round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
         processes=trainer.processes.count,
+        working=state.working,
         held_out_kl_before=before.students[0].all.value if before else math.nan,
         held_out_kl_after=after.students[0].all.value if after else math.nan,
         students=[

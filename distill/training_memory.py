@@ -32,7 +32,9 @@ from edgekit.recipe import DistillSection
 
 KEPT_BY_OPTIMIZER = {"adamw": 2, "adafactor": 0}  # values per weight; rows and columns are few
 LOGIT_COPIES = 3  # logits, their gradient and a softmax
-NORM_VALUES, NORMS = 3, 2  # that a norm keeps, of the width of the layer; of a layer
+NORM_COPIES = 3  # of what a norm reads
+CHUNK, CHUNK_COPIES = 64, 24  # of tokens that a gated delta compares with each other
+SCAN_CHUNK, SCAN_COPIES = 256, 4
 SCORE_COPIES = 3  # where attention keeps a score of every pair of tokens
 
 
@@ -115,7 +117,8 @@ def activation_values(architecture: Architecture, row: int, checkpointing: bool)
 
 
 def _of_layer(layer: Layer, width: int, row: int, eager: bool) -> int:
-    values = NORM_VALUES * NORMS * width + _of_mixer(layer.attention, width, row, eager)
+    norms = sum(1 for _ in layer.norms())
+    values = NORM_COPIES * norms * width + _of_mixer(layer.attention, width, row, eager)
     if layer.dense:
         values += width + 5 * layer.dense.size
     if layer.mixture:
@@ -130,8 +133,12 @@ def _of_layer(layer: Layer, width: int, row: int, eager: bool) -> int:
 def _of_mixer(mixer: Mixer, width: int, row: int, eager: bool) -> int:
     if isinstance(mixer, ShortConv):
         return width + 8 * mixer.size
-    if isinstance(mixer, GatedDelta | SelectiveScan):
-        return width + 12 * mixer.conv_size
+    if isinstance(mixer, GatedDelta):
+        compared = CHUNK_COPIES * CHUNK * mixer.num_value_heads
+        return width + 20 * mixer.conv_size + compared
+    if isinstance(mixer, SelectiveScan):
+        compared = SCAN_COPIES * SCAN_CHUNK * mixer.num_heads
+        return width + 20 * mixer.conv_size + compared
     if isinstance(mixer, Attention):
         queries = mixer.num_heads * mixer.head_dim
         keys = 2 * mixer.num_key_value_heads * mixer.head_dim
@@ -140,8 +147,8 @@ def _of_mixer(mixer: Mixer, width: int, row: int, eager: bool) -> int:
         head = mixer.nope_dim + mixer.rope_dim
         latent = mixer.q_lora_rank + mixer.kv_lora_rank
         values = width + 3 * latent + 4 * mixer.num_heads * (2 * head + mixer.value_dim)
-    # heads of two sizes have no kernel without scores on a CPU
-    if eager or isinstance(mixer, LatentAttention):
+    # heads of two sizes have no kernel without scores on a CPU, sinks have none anywhere
+    if eager or isinstance(mixer, LatentAttention) or mixer.sinks:
         values += SCORE_COPIES * mixer.num_heads * row
     return values
 

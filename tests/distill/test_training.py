@@ -1,0 +1,284 @@
+"""How a student is trained: options that change the result, and those that must not."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from training_runs import OPTIONS, captured, healed, text
+
+from edgekit.distill.batches import Batch, dealt
+from edgekit.distill.cache import LogitCache
+from edgekit.distill.divergence import Divergence, remember
+from edgekit.distill.evaluation import note_evaluation
+from edgekit.distill.loading import load_model
+from edgekit.distill.open_model import open_model
+from edgekit.distill.optimizers import schedule
+from edgekit.distill.processes import Processes
+from edgekit.distill.state import Evaluation, TrainingState
+from edgekit.distill.train import training_digest
+from edgekit.distill.trainer import Trainer
+from edgekit.errors import BadInputError, MissingRuntimeError
+from edgekit.progress import Silent
+from edgekit.recipe import DistillSection, checked
+from edgekit.sequences import TokenSequence
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_mixtral, tmp_path_factory):
+    return captured(tiny_mixtral, tmp_path_factory.mktemp("captured"))
+
+
+@pytest.fixture(scope="module")
+def student(tiny_model):
+    return tiny_model("mixtral", seed=3)
+
+
+@pytest.fixture(scope="module")
+def plain(student, cache, tmp_path_factory):
+    return healed(student, cache, tmp_path_factory.mktemp("plain") / "out")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"micro_batch_tokens": 16},
+        {"micro_batch_tokens": 10_000},
+        {"activation_checkpointing": True},
+        {"micro_batch_tokens": 0},
+    ],
+    ids=str,
+)
+def test_what_only_saves_memory_or_time_changes_rounding_alone(
+    student, cache, plain, tmp_path, options
+):
+    report, weights = healed(student, cache, tmp_path / "out", **options)
+    assert report.losses == pytest.approx(plain[0].losses, abs=1e-4)
+    for name, expected in plain[1].items():
+        np.testing.assert_allclose(weights[name], expected, atol=2e-4, err_msg=name)
+
+
+def test_bfloat16_products_train_about_as_far(student, cache, plain, tmp_path):
+    report, _ = healed(student, cache, tmp_path / "out", precision="bfloat16")
+    assert report.losses == pytest.approx(plain[0].losses, rel=0.05)
+    assert report.losses != plain[0].losses
+
+
+def test_routers_decide_in_float32_whatever_the_precision(student):
+    with open_model(student) as opened:
+        block = opened.mixtures[0]
+        x = torch.randn(50, opened.architecture.hidden_size)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = block.route(x)
+        assert found.logits.dtype == torch.float32
+        assert torch.equal(found.logits, block.route(x).logits)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_every_optimizer_continues_to_the_same_weights(
+    student, cache, tmp_path, monkeypatch, optimizer, lora_rank
+):
+    options = {
+        "optimizer": optimizer, "lora_rank": lora_rank, "weight_decay": 0.1, "save_every": 2,
+        "learning_rate": 1e-2, "evaluate_every": 2,
+    }  # fmt: skip
+    report, whole = healed(student, cache, tmp_path / "whole", **options)
+    assert np.mean(report.losses[-2:]) < report.losses[0]
+    original = Trainer._step
+
+    def interrupted(self, step, parts):
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(self, step, parts)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_step", interrupted)
+        healed(student, cache, tmp_path / "killed", tmp_path / "scratch", **options)
+    again, resumed = healed(student, cache, tmp_path / "again", tmp_path / "scratch", **options)
+    assert again.losses == report.losses and again.evaluations == report.evaluations
+    for name, expected in whole.items():
+        assert np.array_equal(resumed[name], expected), name
+
+
+def test_rates_fall_as_asked():
+    def rates(decay):
+        return [schedule(step, 100, 0.2, decay) for step in range(100)]
+
+    for decay in ("cosine", "linear", "constant"):
+        assert rates(decay)[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
+    assert rates("constant")[20:] == [1.0] * 80
+    assert rates("linear")[60] == pytest.approx(1 - 0.9 * 0.5)
+    assert rates("cosine")[40] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_a_gradient_is_clipped_to_its_limit(student, cache, tmp_path):
+    report, _ = healed(student, cache, tmp_path / "a", steps=1, clip_norm=1e-6)
+    free, _ = healed(student, cache, tmp_path / "b", steps=1, clip_norm=0)
+    assert report.gradient_norms == free.gradient_norms  # as it was before
+    with open_model(student) as opened:
+        logits = LogitCache(cache)
+        section = DistillSection(**OPTIONS, clip_norm=1e-6)
+        trainer = Trainer(opened, section, logits.vocab_size)
+        seen = []
+        trainer.optimizer.step = lambda: seen.append(
+            torch.cat([p.grad.flatten() for p in trainer.parameters.values()]).norm().item()
+        )
+        trainer.train(logits, 0, 1, Silent())
+    assert seen == pytest.approx([1e-6], rel=1e-3)
+
+
+def training_text(seed):
+    return [s for s in text(seed=seed) if not s.held_out]
+
+
+def test_rounds_on_new_text_continue_one_training(student, tiny_mixtral):
+    """Two calls are two parts of one training; calls that are done are not done again."""
+    teacher = load_model(tiny_mixtral)
+    with open_model(student) as opened:
+        others = remember(opened.model, training_text(seed=5), Silent())
+        vocab_size = opened.architecture.vocab_size
+        trainer = Trainer(opened, DistillSection(**OPTIONS), vocab_size)
+        trainer.begin(Silent())
+        trainer.train(others, 0, 2, Silent())
+        assert trainer.state.losses[0] < 1e-4  # the student's own answers teach it nothing new
+        trainer.train(remember(teacher, training_text(seed=6), Silent()), 2, 4, Silent())
+        assert trainer.state.step == 4 and min(trainer.state.losses[2:]) > 0.01
+        trainer.train(others, 0, 2, Silent())
+        assert trainer.state.step == 4
+
+
+def test_the_best_weights_are_what_is_written(student, cache, tmp_path):
+    # a rate that rises to what destroys the student
+    options = {"steps": 12, "learning_rate": 1.0, "warm_up": 1.0, "evaluate_every": 3}
+    report, _ = healed(student, cache, tmp_path / "out", **options)
+    best = min(report.evaluations, key=lambda e: e.kl)
+    assert [e.step for e in report.evaluations] == [0, 3, 6, 9, 12]
+    assert report.written_step == best.step < 12
+    assert report.held_out_kl_after == pytest.approx(best.kl, rel=1e-3)
+    assert set(report.evaluations[0].students[0].domains) == {"a", "b"}
+    assert len(report.losses) == len(report.gradient_norms) == len(report.learning_rates) == 12
+
+
+def test_training_stops_when_it_gains_no_more(student, cache, tmp_path):
+    options = {"learning_rate": 0.2, "decay": "constant", "warm_up": 0, "evaluate_every": 1}
+    report, _ = healed(
+        student, cache, tmp_path / "out", tmp_path / "scratch", steps=50, patience=2, **options
+    )
+    assert report.stopped_early and report.steps < 50
+    assert report.steps == report.written_step + 2
+    assert sorted(p.name for p in (tmp_path / "scratch").glob("best-*")) == [
+        f"best-{report.written_step}.safetensors"
+    ]
+
+
+def evaluated(*values):
+    point = {"value": 0.0, "low": None, "high": None}
+    return [
+        Evaluation(
+            step=step, students=(Divergence.model_validate(
+                {"all": {**point, "value": value}, "domains": {"a": {**point, "value": value}}}
+            ),)
+        )
+        for step, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def test_patience_counts_from_the_best():
+    state, stops = TrainingState(), []
+    for found in evaluated(1.0, 0.5, 0.6, 0.4, 0.4, 0.45):
+        state.evaluations.append(found)
+        note_evaluation(state, patience=2)
+        stops.append((state.best, state.stale, state.stopped))
+    assert stops == [
+        (0, 0, False), (1, 0, False), (1, 1, False), (3, 0, False), (3, 1, False), (3, 2, True)
+    ]  # fmt: skip
+
+
+def test_patience_without_evaluations_is_refused():
+    with pytest.raises(BadInputError, match=r"patience.*evaluate_every"):
+        checked(DistillSection, steps=1, patience=2)
+
+
+def test_the_state_after_the_last_good_step_is_kept(student, cache, tmp_path, monkeypatch):
+    from edgekit.distill.losses import Loss
+
+    original, calls = Loss.__call__, [0]
+
+    def broken(self, logits, targets, labels):
+        calls[0] += 1
+        return original(self, logits, targets, labels) * (math.nan if calls[0] > 3 else 1)
+
+    monkeypatch.setattr(Loss, "__call__", broken)
+    options = {"batch_tokens": 16, "micro_batch_tokens": 10_000}
+    with pytest.raises(BadInputError, match=r"learning_rate: in step 4 .*lower it"):
+        healed(student, cache, tmp_path / "out", tmp_path / "scratch", **options)
+    state = TrainingState.model_validate_json(
+        (tmp_path / "scratch" / "state" / "state.json").read_text()
+    )
+    assert state.step == 3 and len(state.losses) == 3
+    monkeypatch.undo()
+    report, _ = healed(student, cache, tmp_path / "again", tmp_path / "scratch", **options)
+    assert report.losses[:3] == [round(x, 5) for x in state.losses] and report.steps == 6
+
+
+def test_text_that_is_all_held_out_is_refused(student):
+    with open_model(student) as opened:
+        trainer = Trainer(opened, DistillSection(**OPTIONS), 512)
+        empty = remember(opened.model, [s for s in text() if s.held_out], Silent())
+        with pytest.raises(BadInputError, match="no sequences to train on"):
+            trainer.train(empty, 0, 1, Silent())
+
+
+def test_a_sequence_beyond_the_context_is_refused(tiny_model, cache, tmp_path):
+    short = tiny_model("mixtral", max_position_embeddings=24)
+    with pytest.raises(BadInputError, match=r"context is 24 tokens.*sequence_length"):
+        healed(short, cache, tmp_path / "out")
+
+
+def test_sequences_of_which_nothing_counts_are_left_out(student):
+    quiet = [
+        TokenSequence(s.tokens, s.domain, False, np.zeros(len(s.tokens), np.bool_)) for s in text(4)
+    ]
+    with open_model(student) as opened:
+        targets = remember(opened.model, [*quiet, *text(4)], Silent())
+        trainer = Trainer(opened, DistillSection(**OPTIONS), 512)
+        trainer.train(targets, 0, 3, Silent())
+    assert all(math.isfinite(loss) for loss in trainer.state.losses)
+
+
+def test_options_that_change_no_result_leave_a_state_usable(student, cache):
+    first = training_digest(student, cache, DistillSection(steps=3))
+    less = DistillSection(steps=3, micro_batch_tokens=64, save_every=5, trackers=("tensorboard",))
+    assert training_digest(student, cache, less) == first
+    other = DistillSection(steps=3, optimizer="adafactor")
+    assert training_digest(student, cache, other) != first
+
+
+def test_processes_have_about_the_same_work_and_leave_nothing_out(cache):
+    from edgekit.distill.batches import Lesson
+    from edgekit.distill.losses import Loss
+
+    logits = LogitCache(cache)
+    batch = Batch(Lesson(logits, Loss()), list(range(12)))
+    for count in (1, 2, 3, 20):
+        hands = [dealt(batch, rank, count) for rank in range(count)]
+        assert sorted(n for hand in hands for n in hand.numbers) == batch.numbers
+        if count < 4:
+            assert max(h.tokens for h in hands) - min(h.tokens for h in hands) < 40
+
+
+def test_trackers_that_are_not_there_are_named(student, cache, tmp_path, monkeypatch):
+    import accelerate.tracking
+
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [])
+    with pytest.raises(MissingRuntimeError, match=r"tensorboard is not installed.*pip install"):
+        healed(student, cache, tmp_path / "a", trackers=("tensorboard",))
+    with pytest.raises(BadInputError, match=r"no tracker 'tensorbord'.*tensorboard"):
+        healed(student, cache, tmp_path / "b", trackers=("tensorbord",))
+
+
+def test_a_split_model_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(BadInputError, match=r"asks for FSDP.*whole student"):
+        Processes.start("cpu")

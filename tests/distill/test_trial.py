@@ -1,0 +1,75 @@
+"""A trial chooses what is faster here, once."""
+
+import pytest
+import torch
+from training_runs import captured, healed
+
+from edgekit.distill.trainer import Trainer
+from edgekit.distill.trial import choose
+from edgekit.distill.working import Working
+from edgekit.recipe import DistillSection
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_mixtral, tmp_path_factory):
+    return captured(tiny_mixtral, tmp_path_factory.mktemp("captured"))
+
+
+@pytest.fixture(scope="module")
+def student(tiny_model):
+    return tiny_model("mixtral", seed=3)
+
+
+def test_a_trial_keeps_what_is_measurably_faster():
+    speeds = {
+        (512, "float32", 4): 100.0, (512, "float32", 2): 101.0, (512, "bfloat16", 4): 200.0,
+        (256, "bfloat16", 4): 150.0, (1024, "bfloat16", 4): 260.0, (2048, "bfloat16", 4): 265.0,
+    }  # fmt: skip
+    asked = []
+
+    def speed(working):
+        asked.append(working)
+        return speeds.get((working.micro_batch_tokens, working.precision, working.threads), 0.0)
+
+    section = DistillSection(steps=1, micro_batch_tokens=0, precision="auto")
+    device = torch.device("cpu")
+    import edgekit.distill.trial as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "has_bfloat16", lambda _: True)
+        patch.setattr(torch, "get_num_threads", lambda: 4)
+        patch.setenv("OMP_NUM_THREADS", "4")
+        found = choose(section, device, True, 3000, speed)
+        assert (found.micro_batch_tokens, found.precision, found.threads) == (1024, "bfloat16", 4)
+        assert found.tokens_per_second == 260.0
+        assert max(working.micro_batch_tokens for working in asked) == 2048
+        asked.clear()
+        fixed = section.model_copy(update={"micro_batch_tokens": 700})
+        assert choose(fixed, device, True, 3000, speed).micro_batch_tokens == 700
+        patch.setattr(module, "has_bfloat16", lambda _: False)
+        assert choose(section, device, True, 3000, speed).precision == "float32"
+
+
+def test_what_a_trial_chose_is_kept_when_training_continues(student, cache, tmp_path, monkeypatch):
+    import edgekit.distill.trainer as module
+
+    tried = []
+
+    def chosen(params, *_):
+        tried.append(params)
+        return Working(micro_batch_tokens=24 * len(tried), tokens_per_second=1.0)
+
+    monkeypatch.setattr(module, "working_of", chosen)
+    options = {"micro_batch_tokens": 0, "save_every": 2}
+    original = Trainer._step
+
+    def interrupted(self, step, parts):
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(self, step, parts)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_step", interrupted)
+        healed(student, cache, tmp_path / "killed", tmp_path / "scratch", **options)
+    report, _ = healed(student, cache, tmp_path / "again", tmp_path / "scratch", **options)
+    assert len(tried) == 1 and report.working.micro_batch_tokens == 24

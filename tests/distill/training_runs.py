@@ -1,0 +1,42 @@
+"""Short trainings of tiny students on a tiny teacher's answers."""
+
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.checkpoint import Checkpoint
+from edgekit.distill.capture import CaptureOptions, capture
+from edgekit.distill.train import train
+from edgekit.progress import Silent
+from edgekit.recipe import DistillSection
+from edgekit.sequences import FILE_NAME, TokenSequence, write_sequences
+
+OPTIONS = {"steps": 6, "batch_tokens": 120, "learning_rate": 3e-3, "trainable": ("all",)}
+
+
+def text(count=24, seed=1, longest=40):
+    rng = np.random.default_rng(seed)
+    return [
+        TokenSequence(
+            rng.integers(3, 60, rng.integers(12, longest)).astype(np.int32), "ab"[i % 2], i % 5 == 4
+        )
+        for i in range(count)
+    ]
+
+
+def captured(teacher, directory: Path):
+    """A cache of everything that ``teacher`` says about :func:`text`."""
+    out = directory / "cache"
+    out.mkdir()
+    write_sequences(directory / FILE_NAME, text())
+    capture(teacher, directory, CaptureOptions("top_k", top_k=512), out, Silent())
+    return out
+
+
+def healed(student, cache, out, scratch=None, **options):
+    """Report and weights of a training."""
+    out.mkdir()
+    section = DistillSection(**{**OPTIONS, **options})
+    report = train(student, cache, section, out, Silent(), scratch)
+    with Checkpoint(out) as checkpoint:
+        return report, {s.name: checkpoint.float32(s.name).copy() for s in checkpoint.specs}
