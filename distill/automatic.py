@@ -16,10 +16,17 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
+from edgekit.architecture import Mixture
+from edgekit.bootstrap import FEWEST
+from edgekit.distill.criteria import CRITERIA
 from edgekit.distill.divergence import Divergence, Measured, Targets
+from edgekit.distill.keep import Choice, Kept, choose
 from edgekit.distill.masked import Mask, measure_masked
 from edgekit.distill.open_model import OpenModel
+from edgekit.distill.statistics import Statistics
 from edgekit.progress import Progress
+
+CONTROLS = 3  # random keep-sets that are measured beside the criteria
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class AutomaticReport(BaseModel):
     """The table of all candidates, best worst domain first, and why one was chosen.
 
     ``tied`` could not be told from the best on the worst domain. ``beats_chance`` is whether the
-    winner is better than every control beyond chance; None without controls.
+    winner is better than every control beyond chance; None without controls, and where a domain has
+    too few of the held-out ``sequences`` to tell.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +64,27 @@ class AutomaticReport(BaseModel):
     beats_chance: bool | None
     candidates: list[CandidateResult]
     sequences: dict[str, int]
+
+
+def candidates_of(
+    statistics: Statistics,
+    mixture: Mixture,
+    keep: int,
+    seed: int,
+    previous: Kept | None = None,
+    margin: float = 0.0,
+) -> tuple[dict[str, Choice], dict[str, Candidate]]:
+    """The choice of ``keep`` experts by every criterion, and all to measure: controls too."""
+    choices = {
+        name: choose(statistics, mixture, keep, name, seed, previous, margin)
+        for name in CRITERIA
+        if name != "random"
+    }
+    candidates = {name: Candidate(choice.kept) for name, choice in choices.items()}
+    for number in range(CONTROLS):
+        control = choose(statistics, mixture, keep, "random", seed + number)
+        candidates[f"random-{number}"] = Candidate(control.kept, control=True)
+    return choices, candidates
 
 
 def choose_by_measurement(
@@ -82,13 +111,15 @@ def choose_by_measurement(
     chosen = min(tied, key=lambda name: divergences[name].all.value)
     controls = [name for name, candidate in candidates.items() if candidate.control]
     beats = [measured[name].worse_than(measured[chosen]) for name in controls]
+    counts = _counts(measured[chosen])
+    few = [domain for domain, count in counts.items() if count < FEWEST]
     return AutomaticReport(
         chosen=chosen,
         reason=_reason(
-            chosen, tied, len({same_as[n] for n in eligible}) > 1, divergences, all(beats)
+            chosen, tied, len({same_as[n] for n in eligible}) > 1, divergences, all(beats), few
         ),
         tied=tied,
-        beats_chance=all(beats) if controls else None,
+        beats_chance=all(beats) if controls and not few else None,
         candidates=[
             CandidateResult(
                 name=name,
@@ -98,7 +129,7 @@ def choose_by_measurement(
             )
             for name in sorted(divergences, key=lambda name: divergences[name].worst)
         ],
-        sequences=_counts(measured[chosen]),
+        sequences=counts,
     )
 
 
@@ -108,8 +139,10 @@ def _reason(
     rivals: bool,
     divergences: Mapping[str, Divergence],
     beats_chance: bool,
+    few: list[str],
 ) -> str:
-    """One or two sentences for the report; ``rivals`` is whether the criteria disagree."""
+    """Some sentences for the report; ``rivals`` is whether the criteria disagree, ``few`` are the
+    domains with too few sequences for a comparison beyond chance."""
     mine = divergences[chosen]
     text = (
         f"{chosen} loses {mine.worst:.4f} nats per token on its worst domain, {mine.worst_domain}"
@@ -126,6 +159,11 @@ def _reason(
         text += ", less than the others do"
     if not beats_chance:
         text += ". A random choice of experts is no worse: do not believe the difference"
+    if few:
+        text += (
+            f". Fewer than {FEWEST} held-out sequences of {', '.join(few)}: what is a difference "
+            "and what is chance cannot be told there; raise [data] held_out_tokens"
+        )
     return text + "."
 
 

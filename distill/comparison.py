@@ -13,9 +13,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.architecture import Architecture
-from edgekit.distill.automatic import AutomaticReport, Candidate, choose_by_measurement
+from edgekit.distill.automatic import AutomaticReport, candidates_of, choose_by_measurement
 from edgekit.distill.collect import require_same
-from edgekit.distill.criteria import CRITERIA, scores
+from edgekit.distill.criteria import scores
 from edgekit.distill.divergence import held_out_sequences, remember
 from edgekit.distill.keep import choose
 from edgekit.distill.open_model import open_model
@@ -27,7 +27,6 @@ from edgekit.progress import Progress
 from edgekit.rules import experts_to_keep
 from edgekit.sequences import FILE_NAME, read_sequences
 
-CONTROLS = 3
 MEASURED_PER_DOMAIN = 16  # held-out sequences, at most: there are many keep-sets
 # nats per token, a rule of thumb of PEFT's documentation of MoE to dense: below the first hardly
 # told apart, up to the second useful, beyond the third another model
@@ -85,14 +84,7 @@ def compare_sizes(
             targets = remember(opened, held_out_sequences(text, MEASURED_PER_DOMAIN), progress)
             sizes = []
             for count in counts:
-                candidates = {
-                    name: Candidate(choose(measured, mixture, count, name, seed).kept)
-                    for name in CRITERIA
-                    if name != "random"
-                }
-                for number in range(CONTROLS):
-                    kept = choose(measured, mixture, count, "random", seed + number).kept
-                    candidates[f"random-{number}"] = Candidate(kept, control=True)
+                _, candidates = candidates_of(measured, mixture, count, seed)
                 table = choose_by_measurement(opened, candidates, targets, progress)
                 share = _share(architecture, count)
                 sizes.append(Size(experts=count, share=share, table=table))

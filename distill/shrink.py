@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint
-from edgekit.distill.automatic import AutomaticReport, Candidate, choose_by_measurement
+from edgekit.distill.automatic import AutomaticReport, candidates_of, choose_by_measurement
 from edgekit.distill.collect import PassOptions, collect, collect_masked, require_same
-from edgekit.distill.criteria import CRITERIA, scores
+from edgekit.distill.criteria import scores
 from edgekit.distill.divergence import held_out_sequences, remember
 from edgekit.distill.keep import (
     Choice,
@@ -50,7 +50,6 @@ from edgekit.rules import experts_to_keep
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences
 
 STATISTICS = "statistics.safetensors"
-CONTROLS = 3  # random keep-sets that are measured beside the criteria
 MEASURED_PER_DOMAIN = 32  # held-out sequences, at most
 USAGE_SEQUENCES = 16
 
@@ -209,17 +208,10 @@ def _choose(
     """The keep-set, and with ``auto`` the table of all that were tried."""
     mixture = opened.architecture.moe
     assert mixture is not None
-
-    def by(criterion: str, seed: int = params.seed) -> Choice:
-        return choose(measured, mixture, keep, criterion, seed, previous, params.margin)
-
+    seed, margin = params.seed, params.margin
     if params.criterion != "auto":
-        return by(params.criterion), None
-    choices = {name: by(name) for name in CRITERIA if name != "random"}
-    candidates = {name: Candidate(choice.kept) for name, choice in choices.items()}
-    for number in range(CONTROLS):
-        control = choose(measured, mixture, keep, "random", params.seed + number)
-        candidates[f"random-{number}"] = Candidate(control.kept, control=True)
+        return choose(measured, mixture, keep, params.criterion, seed, previous, margin), None
+    choices, candidates = candidates_of(measured, mixture, keep, seed, previous, margin)
     held_out = held_out_sequences(text, MEASURED_PER_DOMAIN)
     targets = remember(opened, held_out, progress)
     report = choose_by_measurement(opened, candidates, targets, progress)

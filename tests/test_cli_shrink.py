@@ -121,6 +121,12 @@ def test_a_sparse_model_becomes_dense_warmed_up_and_narrower(measured, run, tmp_
         assert dense.architecture.moe is None
         assert sliced.architecture.num_hidden_layers == dense.architecture.num_hidden_layers - 1
         assert sliced.architecture.intermediate_size * 2 == dense.architecture.intermediate_size
+    depth, width = (
+        json.loads((tmp_path / "s" / name).read_text()) for name in ("depth.json", "slicing.json")
+    )
+    assert len(depth["removed"]) == 1 and width["parameters_before"] == depth["parameters_after"]
+    # the narrower one is further from the dense model than the shallower one alone
+    assert width["divergence"]["all"]["value"] > depth["divergence"]["all"]["value"] > 0
 
 
 def test_what_makes_no_sense_is_said_before_any_work(measured, run, tiny_model, tmp_path):
@@ -129,7 +135,8 @@ def test_what_makes_no_sense_is_said_before_any_work(measured, run, tiny_model, 
     error = run("stats", tmp_path / "no model", "--out", tmp_path / "there", code=2)
     assert "there exists already" in error
     assert "give --feed-forward" in run("slice", teacher, "--out", tmp_path / "o", code=2)
-    assert "are no shares" in run(teacher, "--nested", "half", "--out", tmp_path / "o", code=2)
+    for shares in ("half", "nan", "1.5,0.5", "0.5,-1"):
+        assert "are no shares" in run(teacher, "--nested", shares, "--out", tmp_path / "o", code=2)
     error = run("merge", teacher, "--method", "best", "--out", tmp_path / "o", code=2)
     assert "choose one of ream, hc_smoe, m_smoe" in error
     error = run(teacher, "--criterion", "best", "--out", tmp_path / "o", code=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -64,16 +64,17 @@ def parse_shares(option: str, text: str) -> tuple[float, ...]:
     """Shares of "1.0,0.75,0.5"; none of "".
 
     Raises:
-        BadInputError: they are no numbers.
+        BadInputError: they are no numbers above 0 and up to 1.
     """
     from edgekit.errors import BadInputError
 
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise BadInputError(
-            f"{option}: {text!r} are no shares; write them like 1.0,0.75,0.5"
-        ) from None
+    with suppress(ValueError):
+        shares = tuple(float(part) for part in text.split(",")) if text else ()
+        if all(0 < share <= 1 for share in shares):
+            return shares
+    raise BadInputError(
+        f"{option}: {text!r} are no shares; write numbers above 0 and up to 1, like 1.0,0.75,0.5"
+    )
 
 
 @contextmanager
@@ -301,13 +302,16 @@ def slice_model(
             source = shallow
         if narrower:
             width = WidthOptions(feed_forward, hidden, multiple_of)
-            reports["width"] = slice_width(source, text, width, directory, progress)
+            whole = teacher if layers else None
+            reports["width"] = slice_width(source, text, width, directory, progress, whole)
+            if layers:
+                shutil.copyfile(shallow / "slicing.json", directory / "depth.json")
     if json:
         print_json(reports)
         return
     for report in reports.values():
         print(
-            f"KL to what it was sliced from {report.divergence.all.text(4)} nats per token, "
+            f"KL to the teacher {report.divergence.all.text(4)} nats per token, "
             f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters"
         )
     print(f"heal it with edgekit distill train: {out}")

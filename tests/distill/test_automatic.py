@@ -163,12 +163,18 @@ def test_what_cannot_be_told_apart_on_the_worst_domain_is_told_apart_by_the_mean
     assert report.chosen == "better mean" and len(report.tied) == 2
 
 
-def test_too_few_sequences_for_a_comparison_leave_no_ties(monkeypatch):
+def test_too_few_sequences_for_a_comparison_leave_no_ties_and_are_told(monkeypatch):
     costs = {
-        "lower": {"code": HARD[:4] - 0.001, "prose": HARD[:4]},
-        "higher": {"code": HARD[:4] + 0.001, "prose": HARD[:4] * 0.1},
+        "lower": {"code": HARD[:4] - 0.001, "prose": HARD[:5] * 0.2},
+        "higher": {"code": HARD[:4] + 0.001, "prose": HARD[:5] * 0.1},
+        "random 0": {"code": HARD[:4] + 9, "prose": HARD[:5]},
     }
-    assert choose_among(monkeypatch, costs).tied == ["lower"]
+    report = choose_among(monkeypatch, costs, controls=["random 0"])
+    assert report.tied == ["lower"] and report.beats_chance is None
+    assert "Fewer than 5 held-out sequences of code: " in report.reason
+    costs = {name: {"code": HARD + values["code"][0]} for name, values in costs.items()}
+    report = choose_among(monkeypatch, costs, controls=["random 0"])
+    assert report.beats_chance is True and "Fewer" not in report.reason
 
 
 def test_a_control_that_wins_is_not_chosen_but_told(monkeypatch):
