@@ -9,7 +9,6 @@ nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +23,13 @@ from torch.nn import functional
 from edgekit.architecture import FeedForward, Layer, Mixture, TensorSpec
 from edgekit.checkpoint import Checkpoint
 from edgekit.distill.dense_families import DenseTarget, module_of
-from edgekit.distill.mixture import MixtureBlock
+from edgekit.distill.merge_tensors import PRECISIONS
+from edgekit.distill.mixture import MixtureBlock, gated
 from edgekit.distill.open_model import OpenModel
 from edgekit.distill.seats import Seat
+from edgekit.distill.slice_importance import find_module
+
+OPEN = 100.0  # the logit of a gate of exactly 1
 
 
 @dataclass(frozen=True)
@@ -57,36 +60,52 @@ Plan = Mapping[int, LayerPlan]  # by sparse layer
 
 @contextmanager
 def as_dense(opened: OpenModel, plan: Plan) -> Iterator[None]:
-    """Let the model compute what the dense one will, with its own weights in their places."""
+    """Let the model compute what the dense one will, with its own weights in their places, rounded
+    as they are written."""
+    precision = PRECISIONS[opened.checkpoint.dtype]
     changed: list[Any] = []
+
+    def replace(module: Any, forward: Callable[..., Tensor]) -> None:
+        module.forward = forward
+        changed.append(module)
+
     try:
         for layer, block in opened.mixtures.items():
-            block.forward = _constant(block, plan[layer])  # type: ignore[method-assign]
-            changed.append(block)
+            replace(block, _constant(block, plan[layer], precision))
             gate = _shared_gate(opened, layer)
-            if gate is not None:
-                gate.forward = _constant_logit(plan[layer].shared_gate)
-                changed.append(gate)
+            if gate is not None:  # the constant is multiplied into down
+                assert block.mixture.shared is not None
+                down = find_module(opened, block.mixture.shared.down, layer)
+                replace(gate, lambda x: x.new_full((*x.shape[:-1], 1), OPEN))
+                replace(down, _scaled(down, plan[layer].shared_gate, precision))
         yield
     finally:
         for module in changed:
             del module.forward
 
 
-def _constant(block: MixtureBlock, plan: LayerPlan) -> Callable[..., Tensor]:
+def _constant(
+    block: MixtureBlock, plan: LayerPlan, precision: torch.dtype
+) -> Callable[..., Tensor]:
     def forward(x: Tensor, router_input: Tensor | None = None) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         total = torch.zeros_like(flat)
         for piece in plan.pieces:
-            hidden = block.hidden(flat * piece.inside, piece.expert)
-            down = block.down[piece.expert]
+            gate_up = _rounded(block.gate_up[piece.expert], piece.inside, precision)
+            gate, up = functional.linear(flat, gate_up).chunk(2, dim=-1)
+            hidden = gated(gate, up, block.mixture.activation)
+            down = _rounded(block.down[piece.expert], piece.outside, precision)
             if piece.neurons:
                 kept = torch.tensor(piece.neurons, device=hidden.device)
                 hidden, down = hidden[:, kept], down[:, kept]
-            total = total + piece.outside * functional.linear(hidden, down)
+            total = total + functional.linear(hidden, down)
         return total.reshape(x.shape)
 
     return forward
+
+
+def _rounded(weight: Tensor, factor: float, precision: torch.dtype) -> Tensor:
+    return (weight * factor).to(precision).to(weight.dtype)
 
 
 def _shared_gate(opened: OpenModel, layer: int) -> Any:
@@ -97,9 +116,12 @@ def _shared_gate(opened: OpenModel, layer: int) -> Any:
     return None
 
 
-def _constant_logit(gate: float) -> Callable[[Tensor], Tensor]:
-    logit = math.log(gate) - math.log1p(-gate) if 0 < gate < 1 else math.copysign(100, gate - 0.5)
-    return lambda x: x.new_full((*x.shape[:-1], 1), logit)
+def _scaled(module: Any, factor: float, precision: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        bias = None if module.bias is None else _rounded(module.bias, factor, precision)
+        return functional.linear(x, _rounded(module.weight, factor, precision), bias)
+
+    return forward
 
 
 def dense_tensors(
@@ -132,8 +154,12 @@ def _matrices(
 ) -> Iterator[NDArray[np.float32]]:
     """The rows of neurons [n, H] of each piece of a layer, down's turned."""
 
+    precision = PRECISIONS[checkpoint.dtype]
+
     def rows(module: str) -> NDArray[np.float32]:
         values = checkpoint.float32(module + ".weight")
+        if checkpoint.source.method != "none":  # rounded once more when a constant is in it
+            values = torch.from_numpy(np.array(values)).to(precision).float().numpy()
         return values.T if projection == "down" else values
 
     mixture = layer.mixture

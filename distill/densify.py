@@ -18,31 +18,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.architecture import Architecture, Mixture
 from edgekit.atomic import write_json
-from edgekit.checkpoint import copy_tokenizer, write_checkpoint
+from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
 from edgekit.distill.dense_choice import CHOICES, SCALINGS
-from edgekit.distill.dense_families import dense_target
+from edgekit.distill.dense_families import DenseTarget, dense_target
 from edgekit.distill.dense_pass import Chosen, Wanted, choose_pieces
 from edgekit.distill.dense_plan import Plan, as_dense, dense_tensors
 from edgekit.distill.divergence import Divergence, held_out_sequences, measure, remember
 from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.proof import proof_logits, require_finite_divergence, require_same
+from edgekit.distill.prune import round_as_written
 from edgekit.distill.resident import resident
-from edgekit.errors import BadInputError, EdgekitError
+from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.sequences import TokenSequence, sequences_digest
 
 REPORT = "densify.json"
 SEQUENCE = 512  # tokens of a calibration sequence, at most
 MEASURED_PER_DOMAIN = 8  # held-out sequences
-PROOF_TOKENS = 128
-TOLERANCE = {"F32": 1e-3, "F16": 2e-2, "BF16": 5e-2}  # of the largest logit: constants are rounded
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def densify(
     Raises:
         BadInputError: an option makes no sense for the model, there is no calibration text, or no
             dense architecture is the same but for the experts.
+        EdgekitError: the written model is not what was planned.
     """
     text = calibration_text(sequences, options.calibration_tokens)
     with open_model(model, load=False) as opened:
@@ -129,19 +130,26 @@ def densify(
             wanted = replace(wanted, neurons=_neurons_that_fit(source, width))
         chosen = choose_pieces(opened, text, wanted, progress)
         plans = {kind: _plan(chosen, kind, source) for kind in SCALINGS}
+        if opened.checkpoint.source.method != "none":
+            opened.after_loading = partial(round_as_written, opened)
         opened.load_rest()
+        opened.after_loading()
         with resident(opened):
             scaling, divergence = _scaling(opened, plans, sequences, options.scaling, progress)
+            require_finite_divergence(divergence[scaling], model)
             with as_dense(opened, plans[scaling]):
                 expected = proof_logits(opened, text)
-        tensor = dense_tensors(opened.checkpoint, target, plans[scaling])
-        with progress.task("write the dense model", len(target.architecture.tensors())) as task:
-            write_checkpoint(out, target.config, tensor, opened.checkpoint.dtype, task.advance)
-        copy_tokenizer(model, out)
-    reload_error = check_dense(out, text, expected)
+        write_dense(opened.checkpoint, target, plans[scaling], out, progress)
+    del opened  # its embedding, before that of the dense model is read
+    with open_model(out, load=False) as dense:
+        dense.load_rest()
+        with resident(dense):
+            found = proof_logits(dense, text)
+    constant = "the sparse one with the same constants"
+    reload_error = require_same(found, expected, out, model, constant)
     layers = {
-        layer: _layer_report(found, scaling, _mixture(source, layer), width)
-        for layer, found in chosen.items()
+        layer: _layer_report(pieces, scaling, _mixture(source, layer), width)
+        for layer, pieces in chosen.items()
     }
     report = DenseReport(
         source_family=source.model_type,
@@ -164,6 +172,24 @@ def densify(
     report = report.model_copy(update={"notes": _notes(source, report)})
     write_json(out / REPORT, report.model_dump(mode="json"))
     return report
+
+
+def write_dense(
+    checkpoint: Checkpoint, target: DenseTarget, plan: Plan, out: Path, progress: Progress
+) -> None:
+    """Write the planned model into ``out``, one tensor at a time; what is taken over as it is stays
+    in its precision."""
+    specs, whole = target.architecture.by_name, checkpoint.architecture.by_name
+    dtypes = checkpoint.dtypes
+    sources = {
+        specs[new].source.tensor: whole[old].source.tensor
+        for new, old in target.source_names.items()
+    }
+    stored_as = {new: dtypes[old] for new, old in sources.items() if old in dtypes}
+    tensor = dense_tensors(checkpoint, target, plan)
+    with progress.task("write the dense model", len(specs)) as task:
+        write_checkpoint(out, target.config, tensor, checkpoint.dtype, task.advance, stored_as)
+    copy_tokenizer(checkpoint.path, out)
 
 
 def calibration_text(sequences: Sequence[TokenSequence], tokens: int) -> list[TokenSequence]:
@@ -252,39 +278,11 @@ def _scaling(
     """The kind of constants to write, and what was measured: all kinds, or the one asked for."""
     kinds = SCALINGS if kind == "auto" else (kind,)
     found = {}
-    targets = remember(opened.model, held_out_sequences(sequences, MEASURED_PER_DOMAIN), progress)
+    targets = remember(opened, held_out_sequences(sequences, MEASURED_PER_DOMAIN), progress)
     for name in kinds:
         with as_dense(opened, plans[name]):
-            found[name] = measure(opened.model, targets, progress, name).divergence()
+            found[name] = measure(opened, targets, progress, name).divergence()
     return min(kinds, key=lambda name: found[name].worst), found
-
-
-@torch.inference_mode()
-def proof_logits(opened: OpenModel, text: Sequence[TokenSequence]) -> torch.Tensor:
-    """What a model says of the beginning of the text: float32 [T, V]."""
-    ids = torch.tensor(text[0].tokens[:PROOF_TOKENS].tolist())[None].to(opened.device)
-    logits: torch.Tensor = opened.model(input_ids=ids, use_cache=False).logits[0]
-    return logits.float().cpu()
-
-
-def check_dense(out: Path, text: Sequence[TokenSequence], expected: torch.Tensor) -> float:
-    """Open what was written; returns how far it is from ``expected``, of the largest logit.
-
-    Raises:
-        EdgekitError: too far; a defect of edgekit, and nothing is kept.
-    """
-    with open_model(out, load=False) as opened:
-        opened.load_rest()
-        with resident(opened):
-            found = proof_logits(opened, text)
-        allowed = TOLERANCE[opened.checkpoint.dtype]
-    error = float((found - expected).abs().max() / expected.abs().max())
-    if not error <= allowed:
-        raise EdgekitError(
-            f"{out}: the dense model differs from the sparse one with the same constants by "
-            f"{error:.1e} of the largest logit; please report this family"
-        )
-    return error
 
 
 def _layer_report(found: Chosen, scaling: str, mixture: Mixture, width: int) -> DenseLayer:

@@ -1,5 +1,6 @@
 """Checkpoints in which neurons, channels or layers are planted that do nothing."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def half_precision(model: Path, out: Path) -> Path:
             tensors[name] = 1 + order.reshape(values.shape) / 512
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     (out / "config.json").write_bytes((model / "config.json").read_bytes())
+    copy_tokenizer(model, out)
+    return out
+
+
+def eight_bits(model: Path, out: Path) -> Path:
+    """``model`` with its projections in FP8 and the rest in bfloat16."""
+    out.mkdir()
+    tensors = load_file(model / "model.safetensors")
+    for name, values in list(tensors.items()):
+        tensors[name] = values.to(torch.bfloat16)
+        if "_proj" in name and values.ndim > 1:
+            scale = values.abs().max() / 448
+            tensors[name] = (values / scale).to(torch.float8_e4m3fn)
+            tensors[name + "_scale_inv"] = scale.reshape(1, 1)
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [512, 512]}
+    (out / "config.json").write_text(json.dumps(config))
     copy_tokenizer(model, out)
     return out
 
