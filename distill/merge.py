@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from edgekit.atomic import disk_errors
+from edgekit.atomic import disk_errors, write_json
 from edgekit.describe import describe
 from edgekit.distill.chunks import Text
 from edgekit.distill.collect import (
@@ -48,11 +48,14 @@ from edgekit.progress import Progress
 from edgekit.rules import experts_to_keep
 from edgekit.sequences import TokenSequence, sequences_digest
 
+REPORT = "merge.json"
+
 
 @dataclass(frozen=True)
 class MergeReport:
-    """``groups`` and ``weights`` by sparse layer, the centre of a group first; ``sequential`` is
-    whether each layer was measured behind the merged ones before it."""
+    """``groups`` and ``weights`` by sparse layer, the centre of a group first; ``protected``
+    experts stayed as they were; ``sequential`` is whether each layer was measured behind the merged
+    ones before it."""
 
     method: str
     sequential: bool
@@ -62,6 +65,7 @@ class MergeReport:
     parameters_after: int
     groups: dict[int, list[list[int]]]
     weights: dict[int, list[list[float]]]
+    protected: dict[int, list[int]]
     calibration: str
     seed: int
 
@@ -118,7 +122,7 @@ def merge(
         parameters = opened.architecture.parameters()
     proof = text.sequences[0].tokens.tolist()
     check_pruned(out, smaller.parameters(), centres(plan), proof, expected, "what was merged")
-    return MergeReport(
+    report = MergeReport(
         method=options.method,
         sequential=statistics is None,
         experts_before=before.num_experts,
@@ -127,9 +131,12 @@ def merge(
         parameters_after=smaller.parameters(),
         groups={n: [list(e.group.members) for e in experts] for n, experts in plan.items()},
         weights={n: [list(e.group.weights) for e in experts] for n, experts in plan.items()},
+        protected={n: sorted(experts) for n, experts in options.protected.items()},
         calibration=calibration,
         seed=options.seed,
     )
+    write_json(out / REPORT, asdict(report))
+    return report
 
 
 def _require_options(options: MergeOptions) -> None:

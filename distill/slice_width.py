@@ -63,7 +63,7 @@ class SlicedPart(BaseModel):
 
 
 class WidthReport(BaseModel):
-    """What was kept and what it cost; ``divergence`` is the KL to the whole model on held-out text.
+    """What was kept and what it cost; ``divergence`` is the KL to the teacher on held-out text.
 
     ``channels`` are the hidden channels that stay and ``channel_worth`` their share of all worth.
     """
@@ -90,10 +90,12 @@ def slice_width(
     options: WidthOptions,
     out: Path,
     progress: Progress,
+    teacher: Path | None = None,
 ) -> WidthReport:
     """Write a narrower ``model`` into the existing, empty directory ``out``.
 
-    Importance is measured on the sequences that are not held out, the loss on those that are.
+    Importance is measured on the sequences that are not held out, the loss on those that are: to
+    ``teacher``, of which ``model`` was made, or to ``model``.
 
     Raises:
         BadInputError: a share is not within 0 and 1, the family's heads follow its hidden size, a
@@ -102,7 +104,7 @@ def slice_width(
         EdgekitError: the written model is not what was planned.
     """
     require_sizes(model, options)  # refused before anything is run
-    whole = _ask_whole(model, sequences, options, progress)
+    whole = _ask_whole(model, sequences, options, progress, teacher)
     before, plan, worth = whole.architecture, whole.plan, whole.importance.channels
     with Checkpoint(model) as checkpoint:
         write_narrower(checkpoint, plan, out, progress)
@@ -112,7 +114,7 @@ def slice_width(
         require_same(said, whole.expected, out, model, "what was planned")
         measured = measure(opened.model, whole.targets, progress, "the narrower model")
     divergence = measured.divergence()
-    require_finite_divergence(divergence, model)
+    require_finite_divergence(divergence, teacher or model)
     report = WidthReport(
         feed_forward=options.feed_forward,
         hidden=options.hidden,
@@ -143,18 +145,28 @@ class _Whole:
 
 
 def _ask_whole(
-    model: Path, sequences: Sequence[TokenSequence], options: WidthOptions, progress: Progress
+    model: Path,
+    sequences: Sequence[TokenSequence],
+    options: WidthOptions,
+    progress: Progress,
+    teacher: Path | None,
 ) -> _Whole:
-    """Run the whole model, which is not in memory afterwards."""
+    """Run the whole model, before it its teacher; neither is in memory afterwards."""
     held_out = held_out_sequences(sequences)
+    targets = _answers(teacher, held_out, progress) if teacher else None
     with open_model(model) as opened:
-        targets = remember(opened.model, held_out, progress)
+        targets = targets or remember(opened.model, held_out, progress)
         text = [s for s in sequences if not s.held_out]
         importance = measure_importance(opened, text, progress)
         plan = plan_width(opened.checkpoint, importance, options)
         narrow_in_memory(opened, plan, importance)
         expected = proof_logits(opened, sequences)
         return _Whole(opened.architecture, targets, importance, plan, expected)
+
+
+def _answers(teacher: Path, text: Sequence[TokenSequence], progress: Progress) -> Targets:
+    with open_model(teacher) as opened:
+        return remember(opened.model, text, progress)
 
 
 def write_narrower(checkpoint: Checkpoint, plan: WidthPlan, out: Path, progress: Progress) -> None:

@@ -194,6 +194,9 @@ def test_with_statistics_all_layers_are_grouped_by_them_and_little_text_is_run(
 
 def test_protected_experts_stay_as_they_are(tiny_mixtral, tmp_path):
     out, report = run(tiny_mixtral, tmp_path, keep=0.75, protected={0: [1, 2], 1: [0, 3]})
+    written = json.loads((out / "merge.json").read_text())
+    assert written["protected"] == {"0": [1, 2], "1": [0, 3]}
+    assert written["groups"]["0"] == report.groups[0] and written["experts_after"] == 3
     assert report.groups[0] in ([[0, 3], [1], [2]], [[1], [2], [3, 0]])
     assert report.groups[1] in ([[0], [1, 2], [3]], [[0], [2, 1], [3]])
     before, after = experts_tensors(tiny_mixtral)[0], experts_tensors(out)[0]

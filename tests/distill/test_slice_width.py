@@ -11,6 +11,7 @@ from tiny_families import FAMILY_OPTIONS
 from edgekit.checkpoint import Checkpoint
 from edgekit.describe import describe
 from edgekit.distill import slice_plan
+from edgekit.distill.divergence import measure, remember
 from edgekit.distill.loading import load_model
 from edgekit.distill.open_model import open_model
 from edgekit.distill.slice_config import narrower_feed_forward
@@ -338,6 +339,15 @@ def test_a_model_in_bfloat16_is_as_near_to_its_plan(tiny_model, tmp_path, family
     (tmp_path / "out").mkdir()
     report = slice_width(half, TEXT, options, tmp_path / "out", Silent())  # which proves it
     assert report.parameters_after < report.parameters_before
+
+
+def test_the_loss_is_measured_against_the_teacher_of_what_is_sliced(tiny_model, tmp_path):
+    model, teacher = tiny_model("llama"), tiny_model("llama", seed=1)
+    report = slice_width(model, TEXT, HALF_NEURONS, tmp_path, Silent(), teacher)
+    targets = remember(load_model(teacher), [s for s in TEXT if s.held_out], Silent())
+    found = measure(load_model(tmp_path), targets, Silent()).divergence()
+    assert report.divergence.all.value == pytest.approx(found.all.value, rel=1e-4)
+    assert found.all.value > 0.1
 
 
 @pytest.mark.parametrize("family", HEADS_FOLLOW)
