@@ -119,14 +119,15 @@ def require_finite(
         norms = found["norm_sum"] + found["output_max"]
         bad = np.flatnonzero(~np.isfinite(norms).all((0, 1)))
         if len(bad):
-            raise _not_finite(source, f"expert {bad[0]} of layer {layer}")
+            raise not_finite(source, f"expert {bad[0]} of layer {layer}")
         if not np.isfinite(found["logit_gram"]).all():
-            raise _not_finite(source, f"the router of layer {layer}, or what it reads,")
+            raise not_finite(source, f"the router of layer {layer}, or what it reads,")
     if not np.isfinite(cosines).all():
-        raise _not_finite(source, f"layer {number}")
+        raise not_finite(source, f"layer {number}")
 
 
-def _not_finite(source: str, part: str) -> BadInputError:
+def not_finite(source: str, part: str) -> BadInputError:
+    """The error for a ``part`` of the model in ``source`` that gives anything but numbers."""
     return BadInputError(
         f"{source}: {part} gives values that are not finite; the weights are damaged, download "
         "them again"

@@ -301,10 +301,15 @@ def require_fit(opened: OpenModel, text: Sequence[TokenSequence]) -> None:
         )
     longest = max(len(s.tokens) for s in text)
     if longest > architecture.context_length:
-        raise BadInputError(
-            f"{opened.path}: a sequence of {longest} tokens is longer than the context of "
-            f"{architecture.context_length}; lower [data] sequence_length"
-        )
+        raise too_long(str(opened.path), longest, architecture.context_length)
+
+
+def too_long(source: str, longest: int, context: int) -> BadInputError:
+    """The error for a sequence of ``longest`` tokens that the model in ``source`` cannot read."""
+    return BadInputError(
+        f"{source}: a sequence of {longest} tokens is longer than the context of {context}; lower "
+        "[data] sequence_length"
+    )
 
 
 def require_same(

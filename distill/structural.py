@@ -21,7 +21,8 @@ from edgekit.architecture import Mixture
 from edgekit.atomic import write_json
 from edgekit.checkpoint import copy_tokenizer, read_config
 from edgekit.distill.accumulate import HALVES, LayerSums, TokenClasses
-from edgekit.distill.collect import checkpoint_digest
+from edgekit.distill.chunks import not_finite
+from edgekit.distill.collect import calibration_text, checkpoint_digest, too_long
 from edgekit.distill.keep import (
     Choice,
     Kept,
@@ -95,8 +96,8 @@ def shrink_structurally(
 
     Raises:
         BadInputError: the experts, their router or the keys that count them were not found, the
-            weights are quantized, ``keep`` does not fit the router, or ``previous`` is of another
-            model.
+            weights are quantized or not finite, ``keep`` does not fit the router, the model cannot
+            read the text, or ``previous`` is of another model.
     """
     config, source = read_config(model), str(model)
     if config.get("quantization_config"):
@@ -104,10 +105,9 @@ def shrink_structurally(
             f"{model / 'config.json'}: the weights are stored quantized, which is read for listed "
             "families only; give the checkpoint in bfloat16"
         )
-    calibration = [s for s in text if not s.held_out]
-    if not calibration:
-        raise BadInputError("no calibration text; raise [data] tokens")
+    calibration = calibration_text(text).sequences
     loaded = load_unlisted(model)
+    _require_readable(loaded, text, source)
     found = find_mixtures(loaded, source)
     count = found[0].count
     keys = expert_count_keys(config, count)
@@ -125,6 +125,8 @@ def shrink_structurally(
     require_same_layers(previous, [m.layer for m in found], count)
     statistics = measure(loaded, found, mixture, calibration, source, checkpoint_digest(model),
                          progress)  # fmt: skip
+    if not _logits(loaded, proof).isfinite().all():
+        raise not_finite(source, "the final norm or the head")
     choice = choose(statistics, mixture, number, criterion, seed, previous, margin)
     with experts_masked(loaded, found, choice.kept, source):
         expected = _logits(loaded, proof)
@@ -154,6 +156,21 @@ def shrink_structurally(
     )
     write_json(out / REPORT, asdict(report))
     return report
+
+
+def _require_readable(model: Model, text: Sequence[TokenSequence], source: str) -> None:
+    """Refuse text that is longer than the context, or has tokens that the model does not."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(s.tokens) for s in text)
+    if context and longest > context:
+        raise too_long(source, longest, context)
+    highest = max(int(s.tokens.max()) for s in text if len(s.tokens))
+    rows = model.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        raise BadInputError(
+            f"{source}: the text has token {highest} but the model has {rows}; make the text with "
+            "this model's tokenizer"
+        )
 
 
 def _described(

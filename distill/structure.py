@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from edgekit.distill.accumulate import LayerSums
+from edgekit.distill.chunks import not_finite
 from edgekit.distill.loading import Model, quiet_transformers
 from edgekit.errors import BadInputError
 
@@ -261,7 +262,8 @@ def experts_watched(
     whatever arithmetic it is; the sum of gates times outputs is what the module would have given.
 
     Raises:
-        BadInputError: it is not, because the gates are not multiplied with the outputs.
+        BadInputError: it is not, because the gates are not multiplied with the outputs, or a part
+            gives values that are not finite.
     """
     for mixture in found:
         _watch(mixture, sums[mixture.layer], source)
@@ -278,12 +280,18 @@ def _watch(mixture: FoundMixture, sums: LayerSums, source: str) -> None:
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         nonlocal checked
+        if not hidden_states.isfinite().all():
+            raise not_finite(source, f"what the experts of layer {mixture.layer} read")
+        if not top_k_weights.isfinite().all():
+            raise not_finite(source, f"the router of layer {mixture.layer}")
         result = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique().tolist():
             rows, slots = torch.where(top_k_index == expert)
             alone = torch.full_like(rows, expert)[:, None]
             gate = top_k_weights[rows, slots]
             output = original(hidden_states[rows], alone, torch.ones_like(gate)[:, None])
+            if not output.isfinite().all():
+                raise not_finite(source, f"expert {expert} of layer {mixture.layer}")
             sums.expert(expert, rows, gate, output.new_zeros(len(rows), 0), output)
             result.index_add_(0, rows, (gate[:, None] * output).to(result.dtype))
         if not checked:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_families import COMMON, EXPERTS, LATENT
 from tiny_models import write_tokenizer
 
@@ -246,6 +247,43 @@ def test_what_is_not_found_is_said(tiny_llama, unlisted, tmp_path):
         shrink_structurally(unlisted("minimax"), text(), 0.95, tmp_path, Silent())
     with pytest.raises(BadInputError, match="fewer than its 2"):
         shrink_structurally(unlisted("minimax"), text(), 0.2, tmp_path, Silent())
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("layers.0.block_sparse_moe.experts.2.w1.weight", "expert 2 of layer 0 gives"),
+        ("layers.1.block_sparse_moe.experts.0.w2.weight", "expert 0 of layer 1 gives"),
+        ("layers.1.block_sparse_moe.gate.weight", "the router of layer 1 gives"),
+        ("layers.0.post_attention_layernorm.weight", "what the experts of layer 0 read gives"),
+        ("norm.weight", "the final norm or the head gives"),
+    ],
+)
+def test_weights_of_an_unlisted_family_that_are_no_numbers_are_named(
+    unlisted, tmp_path, part, named
+):
+    model = tmp_path / "model"
+    shutil.copytree(unlisted("minimax"), model)
+    tensors = load_file(model / "model.safetensors")
+    tensors[f"model.{part}"].view(-1)[0] = torch.nan
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInputError, match=f"{named} values that are not finite"):
+        shrink_structurally(model, text(), 0.67, tmp_path / "out", Silent())
+
+
+def test_text_that_an_unlisted_model_cannot_read_is_refused(unlisted, tmp_path):
+    def attempt(*sequences):
+        made = [TokenSequence(np.array(tokens, np.int32), *of) for tokens, *of in sequences]
+        shrink_structurally(unlisted("minimax"), made, 0.67, tmp_path, Silent())
+
+    with pytest.raises(BadInputError, match="600 tokens is longer than the context of 512"):
+        attempt(([5] * 600, "a", False))
+    with pytest.raises(BadInputError, match="the text has token 999 but the model has 512"):
+        attempt(([3, 4], "a", False), ([5, 999], "a", True))
+    with pytest.raises(BadInputError, match="no calibration text of the domain 'b'"):
+        attempt(([3, 4], "a", False), ([3, 4], "b", True))
+    with pytest.raises(BadInputError, match="a sequence of the calibration text is empty"):
+        attempt(([3, 4], "a", False), ([], "a", False))
 
 
 def test_two_matrices_that_could_be_the_router_are_refused(unlisted):
