@@ -9,7 +9,7 @@ from edgekit.distill.capture import CaptureOptions, capture
 from edgekit.distill.collect import collect
 from edgekit.distill.criteria import scores
 from edgekit.distill.divergence import remember
-from edgekit.distill.keep import choose
+from edgekit.distill.keep import choose, super_experts
 from edgekit.distill.masked import measure_masked
 from edgekit.distill.nested import (
     NestedReport,
@@ -66,9 +66,12 @@ def test_every_prefix_is_part_of_the_next_and_the_last_is_everything(order):
     assert order[1][0] == 6  # protected
 
 
-def test_without_measuring_anew_prefixes_are_the_keep_sets_of_their_size(
-    teacher, statistics, text, order
-):
+def test_without_measuring_anew_prefixes_are_the_keep_sets_of_their_size(teacher, statistics, text):
+    def ranking(left, _):
+        protected = super_experts(statistics)  # as the keep-sets protect
+        return ranked_by(scores(statistics, "reap"), statistics.layers, left, protected)
+
+    order = order_experts(statistics.layers, 8, SIZES, ranking)
     with open_model(teacher) as opened:
         mixture = opened.architecture.moe
         separate = {size: choose(statistics, mixture, size, "reap").kept for size in SIZES}
@@ -77,13 +80,25 @@ def test_without_measuring_anew_prefixes_are_the_keep_sets_of_their_size(
         direct = measure_masked(opened, separate[4], targets, Silent(), "4").divergence()
     assert [row.experts for row in rows] == [8, 6, 4]
     assert [row.share for row in rows] == [1.0, 0.75, 0.5]
-    assert abs(rows[0].prefix.all.value) < 1e-6 and rows[0].shared_experts == 1.0
-    assert rows[2].separate == direct
-    for row in rows:
-        if row.shared_experts == 1.0:
-            assert row.prefix.all.value == pytest.approx(row.separate.all.value, abs=1e-6)
+    assert abs(rows[0].prefix.all.value) < 1e-6
     assert rows[1].prefix.all.value < rows[2].prefix.all.value
     assert rows[0].healed is None and rows[0].healed_separate is None
+    assert rows[2].separate == direct
+    for row in rows:
+        assert row.shared_experts == 1.0
+        assert row.prefix.all.value == pytest.approx(row.separate.all.value, abs=1e-6)
+
+
+def test_an_expert_that_must_stay_is_in_every_prefix_and_costs_what_it_displaces(
+    teacher, statistics, text, order
+):
+    with open_model(teacher) as opened:
+        kept = choose(statistics, opened.architecture.moe, 4, "reap").kept
+        targets = remember(opened, [s for s in text if s.held_out], Silent())
+        (row,) = compare(opened, order, {4: kept}, targets, Silent())
+    assert 6 not in kept[1]  # by its worth it would go
+    assert row.shared_experts == 7 / 8
+    assert row.prefix.all.value != row.separate.all.value
 
 
 def test_healing_is_compared_and_leaves_the_teacher_as_it_was(

@@ -46,6 +46,10 @@ def sequences(tmp_path_factory):
     return directory
 
 
+PER_EXPERT = ("tokens", "gate_sum", "norm_sum", "norm_sq_sum", "gated_sum", "gated_sq_sum",
+              "output_max")  # fmt: skip
+
+
 class Naive:
     """The definition: token by token, slot by slot."""
 
@@ -59,9 +63,12 @@ class Naive:
         pass
 
     def sums(self):
-        experts = self.block.mixture.num_experts
-        found = {n: np.zeros(experts) for n in ("tokens", "gate_sum", "norm_sum", "gated_sum",
-                                               "gated_sq_sum", "output_max")}  # fmt: skip
+        """Of every expert, and of every pair."""
+        mixture = self.block.mixture
+        experts, neurons = mixture.num_experts, mixture.intermediate_size
+        found = {n: np.zeros(experts) for n in PER_EXPERT}
+        found["gated_output_sum"] = np.zeros((experts, self.x.shape[1]))
+        found |= {n: np.zeros((experts, neurons)) for n in ("neuron_gated_sum", "neuron_sq_sum")}
         pairs = np.zeros((experts, experts))
         for x, chosen, weights in zip(self.x, self.routing.index, self.routing.weight):
             real = [e for e in chosen.tolist() if e < experts]
@@ -71,17 +78,45 @@ class Naive:
             for e, gate in zip(chosen.tolist(), weights.tolist()):
                 if e >= experts:
                     continue
-                if self.block.mixture.scoring == "sigmoid_input":
-                    x, gate = x * gate, 1.0
-                y = self.block.output(self.block.hidden(x[None], e), e)[0]
-                norm = float(y.norm())
+                read = x
+                if mixture.scoring == "sigmoid_input":
+                    read, gate = x * gate, 1.0
+                hidden = self.block.hidden(read[None], e)
+                y = self.block.output(hidden, e)[0].double().numpy()
+                hidden = hidden[0].double().numpy()
+                norm = float(np.linalg.norm(y))
                 found["tokens"][e] += 1
                 found["gate_sum"][e] += gate
                 found["norm_sum"][e] += norm
+                found["norm_sq_sum"][e] += norm**2
                 found["gated_sum"][e] += gate * norm
                 found["gated_sq_sum"][e] += (gate * norm) ** 2
-                found["output_max"][e] = max(found["output_max"][e], float(y.abs().max()))
+                found["output_max"][e] = max(found["output_max"][e], float(np.abs(y).max()))
+                found["gated_output_sum"][e] += gate * y
+                found["neuron_gated_sum"][e] += gate * np.abs(hidden)
+                found["neuron_sq_sum"][e] += hidden**2
         return found, pairs
+
+    def shares(self):
+        """The router's, of every choice, summed; and their entropy."""
+        total, entropy = 0.0, 0.0
+        for logits in self.routing.logits.double().numpy():
+            worth = np.exp(logits)
+            if self.block.mixture.scoring in ("sigmoid", "sigmoid_input"):
+                worth = 1 / (1 + np.exp(-logits))
+            share = worth / worth.sum()
+            total = total + share
+            entropy -= float((share * np.log(share)).sum())
+        return total, entropy
+
+
+def summed_cosines(pairs):
+    """Of a layer's input and output, token by token."""
+    total = 0.0
+    for before, after in pairs:
+        for x, y in zip(before.flatten(0, 1).double(), after.flatten(0, 1).double()):
+            total += float(x @ y / x.norm() / y.norm())
+    return total
 
 
 @pytest.mark.parametrize("family", SPARSE)
@@ -92,12 +127,23 @@ def test_statistics_equal_a_loop_over_tokens(tiny_model, tmp_path, family):
     with open_model(directory) as opened, torch.inference_mode():
         layer, block = max(opened.mixtures.items())
         block.observer = naive = Naive(block)
+        seen = {number: [] for number in range(len(opened.layers))}
+        for number, module in enumerate(opened.layers):
+            module.register_forward_hook(lambda _, x, y, n=number: seen[n].append((x[0], y)))
         opened.model(torch.from_numpy(sequence.tokens.astype(np.int64))[None], use_cache=False)
         expected, pairs = naive.sums()
         logits = naive.routing.logits.double().numpy()
     row = statistics.layers.index(layer)
+    shares, entropy = naive.shares()
+    cosines = [summed_cosines(pairs) for pairs in seen.values()]
     for name, values in expected.items():
-        np.testing.assert_allclose(statistics.total(name)[row], values, rtol=2e-4, err_msg=name)
+        per_class = name in PER_EXPERT
+        found = statistics.total(name)[row] if per_class else getattr(statistics, name)[row]
+        limit = 1e-5 * np.abs(values).max()  # signed sums may cancel
+        np.testing.assert_allclose(found, values, rtol=2e-4, atol=limit, err_msg=name)
+    np.testing.assert_allclose(statistics.probability_sum[row, 0], shares, rtol=1e-4)
+    np.testing.assert_allclose(statistics.entropy_sum[row, 0], entropy, rtol=1e-4)
+    np.testing.assert_allclose(statistics.block_cosine_sum[:, 0], cosines, rtol=1e-5)
     np.testing.assert_array_equal(statistics.coactivation[row], pairs)
     np.testing.assert_allclose(statistics.logit_gram[row], logits.T @ logits, rtol=1e-3, atol=1e-3)
     assert statistics.seen.sum() == 30
