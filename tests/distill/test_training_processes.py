@@ -1,0 +1,79 @@
+"""Two processes train one student to where one process trains it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from training_runs import captured
+
+from edgekit.checkpoint import Checkpoint
+from edgekit.cli.main import main
+from edgekit.distill.processes import Processes
+
+OPTIONS = ("--steps", "5", "--batch-tokens", "100", "--learning-rate", "0.003", "--trainable",
+           "all", "--evaluate-every", "2", "--device", "cpu", "--json")  # fmt: skip
+
+
+def launched(directory, *arguments):
+    """What ``torchrun`` of two processes did with ``edgekit distill train``."""
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr",
+         "127.0.0.1", "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint",
+         "127.0.0.1:0", "-m", "edgekit", "distill", "train", *arguments, *OPTIONS],
+        cwd=directory, capture_output=True, text=True, timeout=400,
+        env={**os.environ, "OMP_NUM_THREADS": "1",
+             "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_mixtral, tiny_model, tmp_path_factory):
+    """Reports and weights of one process and of two."""
+    directory = tmp_path_factory.mktemp("processes")
+    captured(tiny_mixtral, directory)
+    student = tiny_model("mixtral", seed=3)
+    found = launched(directory, str(student), "--cache", "cache", "--out", "two")
+    assert found.returncode == 0, found.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        assert main(
+            ["distill", "train", str(student), "--cache", "cache", "--out", "one", *OPTIONS]
+        ) == 0  # fmt: skip
+    assert not list(directory.glob(".*"))  # no state is left, and nothing half written
+    return directory, found.stdout
+
+
+def test_two_processes_have_the_weights_of_one(trained):
+    directory, _ = trained
+    with Checkpoint(directory / "one") as one, Checkpoint(directory / "two") as two:
+        for spec in one.specs:
+            expected, found = one.float32(spec.name), two.float32(spec.name)
+            np.testing.assert_allclose(found, expected, atol=2e-4, err_msg=spec.name)
+
+
+def test_only_the_main_process_reports(trained):
+    report = json.loads(trained[1])  # one document
+    assert report["processes"] == 2 and report["steps"] == 5
+    assert [e["step"] for e in report["evaluations"]] == [0, 2, 4, 5]
+
+
+def test_sums_over_buckets_are_those_of_every_tensor(monkeypatch):
+    import edgekit.distill.processes as module
+
+    monkeypatch.setattr(module, "BUCKET_VALUES", 10)
+    sent = []
+
+    def all_reduce(whole):
+        sent.append(len(whole))
+        whole.mul_(3)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    tensors = [torch.arange(float(n)).reshape(-1, 1) for n in (4, 5, 3, 30)]
+    expected = [3 * tensor for tensor in tensors]
+    Processes(0, 3).add_up(tensors)
+    assert sent == [9, 3, 30]
+    assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
