@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from edgekit.atomic import disk_errors, write_json
+from edgekit.checkpoint import Checkpoint
 from edgekit.describe import describe
 from edgekit.distill.chunks import Text
 from edgekit.distill.collect import (
@@ -90,7 +91,7 @@ def merge(
             no text, the statistics are of another model or text, or an option is out of range.
         OutOfResourcesError: the disk is too small for the states, or full.
     """
-    _require_options(options)
+    require_options(model, options)
     text = calibration_text(sequences)
     calibration = sequences_digest(text.sequences)
     if statistics:
@@ -101,7 +102,6 @@ def merge(
         keep = experts_to_keep(opened.architecture, options.keep, str(model))
         before = opened.architecture.moe
         assert before is not None
-        require_count(before, keep)
         require_fit(opened, text.sequences)
         _require_protected(opened, options)
         require_disk(scratch, pass_needs(opened, text).states_disk, f"{model}: merging experts")
@@ -139,7 +139,12 @@ def merge(
     return report
 
 
-def _require_options(options: MergeOptions) -> None:
+def require_options(model: Path, options: MergeOptions) -> None:
+    """Refuse what can be told to fail before anything is run.
+
+    Raises:
+        BadInputError: names the option, or says why ``model`` cannot be merged so.
+    """
     if not 0 < options.keep < 1:
         raise BadInputError(
             f"keep is {options.keep}, expected the share of the experts that is left, above 0 and "
@@ -151,6 +156,10 @@ def _require_options(options: MergeOptions) -> None:
         raise BadInputError(
             f"{options.sample_tokens} sampled tokens cannot align neurons; sample at least 1"
         )
+    with Checkpoint(model) as checkpoint:
+        keep = experts_to_keep(checkpoint.architecture, options.keep, str(model))
+        assert checkpoint.architecture.moe is not None
+        require_count(checkpoint.architecture.moe, keep)
 
 
 def _require_protected(opened: OpenModel, options: MergeOptions) -> None:

@@ -98,13 +98,10 @@ def group_experts(
     *,
     router_groups: int = 1,
     verbatim: Collection[int] = (),
-    preserve: bool = False,
 ) -> tuple[Group, ...]:
     """``keep`` groups of all experts, by centre.
 
-    Experts of ``verbatim`` stay single, and with ``preserve`` so does the more salient half of
-    what is kept (partial preservation, arXiv 2605.08738): the rest of the experts form the rest of
-    the groups.
+    Experts of ``verbatim`` stay single: the rest of the experts form the rest of the groups.
 
     Raises:
         BadInputError: ``keep`` cannot be shared out over the router's groups, or too many experts
@@ -119,7 +116,7 @@ def group_experts(
     result: list[Group] = []
     for experts in np.arange(count).reshape(router_groups, -1):
         single = [e for e in experts.tolist() if e in verbatim]
-        result += _group(found, experts, method, keep // router_groups, single, preserve)
+        result += _group(found, experts, method, keep // router_groups, single)
     return tuple(sorted(result, key=lambda group: group.centre))
 
 
@@ -129,12 +126,7 @@ def _group(
     method: Method,
     keep: int,
     single: list[int],
-    preserve: bool,
 ) -> list[Group]:
-    if preserve:
-        salient = experts[np.argsort(-found.saliency[experts], kind="stable")]
-        more = [e for e in salient.tolist() if e not in single]
-        single = single + more[: max(0, keep // 2 - len(single))]
     rest = np.setdiff1d(experts, single)
     left = keep - len(single)
     if left < min(1, len(rest)):

@@ -38,14 +38,12 @@ MergePlan = dict[int, tuple[MergedExpert, ...]]  # sparse layer -> its merged ex
 @dataclass(frozen=True)
 class MergeOptions:
     """``keep`` is the share of the experts that is left. ``protected`` experts (sparse layer ->
-    experts) stay as they are; with ``preserve`` so does the more salient half of what is left.
-    ``sample_tokens`` of the text, drawn by ``seed``, align neurons and give mean outputs.
-    ``device`` is torch's."""
+    experts) stay as they are. ``sample_tokens`` of the text, drawn by ``seed``, align neurons and
+    give mean outputs. ``device`` is torch's."""
 
     method: Method = "ream"
     keep: float = 0.75
     protected: Mapping[int, Collection[int]] = field(default_factory=dict)
-    preserve: bool = False
     sample_tokens: int = 1024
     seed: int = 0
     device: str = "cpu"
@@ -216,7 +214,6 @@ def _merged(
         smaller.moe.num_experts,
         router_groups=block.mixture.num_groups,
         verbatim=options.protected.get(layer, ()),
-        preserve=options.preserve,
     )
     return tuple(align(block, group, sample) for group in groups)
 

@@ -118,7 +118,7 @@ def shrink(
         held_out_sequences(text, MEASURED_PER_DOMAIN)
     passes = passes or PassOptions()
     streamed = passes.mode == "streamed"
-    measured = _statistics(model, text, scratch, statistics, passes, progress)
+    measured = statistics_on(model, text, scratch, statistics, passes, progress)
     nested = None
     with open_model(model, load=False) as opened:
         opened.load_rest()
@@ -179,7 +179,7 @@ def measure_experts(
     return found
 
 
-def _statistics(
+def statistics_on(
     model: Path,
     text: Sequence[TokenSequence],
     scratch: Path,
@@ -195,6 +195,7 @@ def _statistics(
     require_same(found.info, model, text, str(given))
     return found
 
+    """Those of ``model`` on ``text``: of an earlier pass if they are ``given``, or measured."""
 
 def _choose(
     opened: OpenModel,

@@ -3,12 +3,16 @@
 import json
 
 import pytest
+import numpy as np
 
 from edgekit.checkpoint import Checkpoint, read_config
 from edgekit.cli.main import main
 
 EIGHT = {"num_local_experts": 8, "num_experts": 8}
 TEXT = ["--tokens", "256", "--held-out-tokens", "192", "--sequence-length", "32"]
+from edgekit.distill import collect as collect_module
+from edgekit.distill.keep import super_experts
+from edgekit.distill.statistics import Statistics
 
 
 @pytest.fixture
@@ -78,7 +82,8 @@ def test_the_table_of_auto_and_of_nested_sizes_fits_the_screen(measured, run, tm
     nested = run(teacher, "--statistics", statistics, "--nested", "1.0,0.75,0.5", "--out",
                  tmp_path / "n")  # fmt: skip
     assert "KL as a prefix" in nested and read_config(tmp_path / "n")["edgekit_nested"] == [8, 6, 4]
-    assert max(map(len, (shown + nested).splitlines())) <= 100 or "·" in shown
+    tables = [line for line in (shown + nested).splitlines() if line[:1] in "┏┃┡│└"]
+    assert len(tables) > 20 and max(map(len, tables)) <= 100
 
 
 def test_every_size_is_compared_on_one_page(measured, run, tmp_path):
@@ -156,6 +161,30 @@ def test_what_makes_no_sense_is_said_before_any_work(measured, run, tiny_model, 
 )
 def test_options_that_would_do_nothing_are_refused(run, tmp_path, options, sentence):
     assert sentence in run("absent", "--out", tmp_path / "o", *options, code=2)
+def test_similar_experts_are_merged_and_super_experts_stay_as_they_are(measured, run, tmp_path):
+    teacher, statistics = measured
+    shown = run(
+        "merge", teacher, "--statistics", statistics, "--keep", 0.5, "--out", tmp_path / "m"
+    )
+    assert "8 to 4 experts per layer by ream" in shown
+    report = json.loads((tmp_path / "m" / "merge.json").read_text())
+    found = super_experts(Statistics.load(statistics / "statistics.safetensors"))
+    assert found and report["protected"] == {str(n): experts for n, experts in found.items()}
+    with Checkpoint(teacher) as before, Checkpoint(tmp_path / "m") as after:
+        assert after.architecture.moe.num_experts == 4
+        assert after.architecture.parameters() == report["parameters_after"]
+        for layer, experts in found.items():
+            for expert in experts:
+                place = report["groups"][str(layer)].index([expert])
+                one = before.float32(before.architecture.expert(layer, expert, "up") + ".weight")
+                same = after.float32(after.architecture.expert(layer, place, "up") + ".weight")
+                assert np.array_equal(one, same)
+    some = [*TEXT[:2], *TEXT[4:]]  # nothing is measured on held-out text
+    run("merge", teacher, "--method", "hc_smoe", "--out", tmp_path / "own", *some)
+    own = json.loads((tmp_path / "own" / "merge.json").read_text())
+    assert own["protected"]  # measured on its own text
+
+
 
 
 @pytest.mark.parametrize(
@@ -173,3 +202,9 @@ def test_an_unlisted_family_is_told_what_it_can_have(tiny_mixtral, run, tmp_path
     (model / "config.json").write_text('{"model_type": "minimax"}')
     error = run(model, "--keep", "0.5", "--out", tmp_path / "out", code=2)
     assert "minimax is no family of the table" in error and "--data" in error
+    for keep in ("1", "75", "0"):
+        error = run("merge", teacher, "--keep", keep, "--out", tmp_path / "o", code=2)
+        assert "expected the share of the experts that is left" in error
+    error = run("merge", teacher, "--statistics", tmp_path, "--tokens", 9, "--out", tmp_path / "o",
+                code=2)  # fmt: skip
+    assert "--tokens: the text of --statistics is used" in error

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -19,6 +20,7 @@ from edgekit.cli.common import (
     Out,
     console,
     count,
+    given,
     print_json,
     table,
     write_once,
@@ -79,15 +81,17 @@ def parse_shares(option: str, text: str) -> tuple[float, ...]:
 
 @contextmanager
 def _text(
-    teacher: Path, section: DataSection, progress: Progress
+    teacher: Path, section: DataSection, progress: Progress, statistics: Path | None = None
 ) -> Iterator[tuple[list[TokenSequence], Path]]:
-    """Sequences for one command, and a directory that lives as long."""
+    """Sequences for one command, those of ``statistics`` if there are any, and a directory that
+    lives as long."""
     from edgekit.distill.calibration import make_sequences
     from edgekit.sequences import FILE_NAME, read_sequences
 
     with tempfile.TemporaryDirectory() as scratch:
-        make_sequences(teacher, section, Path(scratch), progress)
-        yield read_sequences(Path(scratch) / FILE_NAME), Path(scratch)
+        if statistics is None:
+            make_sequences(teacher, section, Path(scratch), progress)
+        yield read_sequences((statistics or Path(scratch)) / FILE_NAME), Path(scratch)
 
 
 @stats_app.command()
@@ -329,27 +333,45 @@ def merge(
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Fewer experts by averaging similar ones (try leaving experts out first)."""
+    """Fewer experts by averaging similar ones (try leaving experts out first).
+
+    Super-experts stay as they are.
+    """
     section = sampling(data, tokens, 0, sequence_length, seed)
     from edgekit.distill.merge import merge as merge_experts
     from edgekit.distill.merge_groups import Method
     from edgekit.distill.merge_pass import MergeOptions
     from edgekit.errors import BadInputError
 
+    context: typer.Context,
     if method not in get_args(Method):
         raise BadInputError(f"--method {method}: choose one of {', '.join(get_args(Method))}")
     progress = default_progress()
     teacher = resolve_model(model, progress)
     with (
         atomic_directory(out) as directory,
-        _text(teacher, section, progress) as (text, scratch),
+        _text(teacher, section, progress, statistics) as (text, scratch),
+    statistics: Annotated[
+        Path | None, typer.Option(help="Directory of `shrink stats`, whose text is used.")
+    ] = None,
     ):
-        options = MergeOptions(method=cast(Method, method), keep=keep, seed=seed)
+        found = statistics_on(teacher, text, scratch, statistics, PassOptions(), progress)
+        options = replace(options, protected=super_experts(found))
         report = merge_experts(teacher, text, options, directory, scratch, progress)
     if json:
         print_json(report)
+    from edgekit.distill.collect import PassOptions
+    from edgekit.distill.keep import super_experts
         return
+    from edgekit.distill.merge import require_options
     print(
         f"{report.experts_before} to {report.experts_after} experts per layer by {report.method}, "
+    from edgekit.distill.shrink import statistics_on
         f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters: {out}"
     )
+    for option in given(context, "data", "tokens", "sequence_length") if statistics else ():
+        raise BadInputError(f"{option}: the text of --statistics is used; leave it out")
+    options = MergeOptions(method=cast(Method, method), keep=keep, seed=seed)
+    require_options(teacher, options)
+    for layer, experts in report.protected.items():
+        print(f"· layer {layer}: super-expert {', '.join(map(str, experts))} stayed as it is")

@@ -172,13 +172,6 @@ def test_protected_experts_stay_alone_and_the_rest_is_grouped_as_if_they_were_no
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_more_salient_half_of_what_stays_can_be_preserved(method):
-    found, _ = measured(10)
-    single = {g.members for g in group_experts(found, method, 6, preserve=True)}
-    assert {(e,) for e in np.argsort(-found.saliency)[:3].tolist()} <= single
-
-
 def test_what_cannot_be_grouped_is_refused():
     found, _ = measured(8)
     with pytest.raises(BadInputError, match=r"5 of 8 experts cannot be kept.* multiple of 4"):
