@@ -139,7 +139,10 @@ def collect(
             seconds = time.perf_counter() - begin
         speed = tokens / seconds
         report(PassReport(mode, tokens, seconds, speed, peak_memory(), expected))
-    found = add_up(Statistics.load(file) for file in files if file.is_file())
+    there = [file for file in files if file.is_file()]
+    if not there:
+        raise BadInputError(f"{scratch}: what was measured has been removed; measure it again")
+    found = add_up(map(Statistics.load, there))
     info = found.info.model_copy(update={"tokenizer": tokenizer_digest(model)})
     return dataclasses.replace(found, info=info)
 

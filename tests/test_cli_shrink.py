@@ -1,12 +1,16 @@
 """What a person types to make a model smaller."""
 
 import json
+import shutil
 
 import pytest
 import numpy as np
 
 from edgekit.checkpoint import Checkpoint, read_config
+from edgekit.cli import shrink_parts
+from edgekit.cli.common import write_once
 from edgekit.cli.main import main
+from edgekit.distill import collect as collect_module
 
 EIGHT = {"num_local_experts": 8, "num_experts": 8}
 TEXT = ["--tokens", "256", "--held-out-tokens", "192", "--sequence-length", "32"]
@@ -72,6 +76,48 @@ def test_processes_share_the_statistics_and_the_last_writes_them(
     monkeypatch.setenv("WORLD_SIZE", "99")
     monkeypatch.setenv("RANK", "98")
     assert "start at most" in run("stats", teacher, "--out", tmp_path / "many", *TEXT, code=2)
+
+
+@pytest.mark.parametrize("moment", ["link_or_copy", "collect"])
+def test_of_two_processes_that_are_last_at_once_one_writes(
+    measured, run, tmp_path, monkeypatch, moment
+):
+    """The other finds the directory there, and what it was about to read gone."""
+    teacher, _ = measured
+    out = tmp_path / "out"
+    monkeypatch.setattr("edgekit.distill.collect.CHUNK_TOKENS", 64)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    run("stats", teacher, "--out", out, *TEXT)
+
+    def other_is_faster(*_):
+        out.mkdir(exist_ok=True)
+        for scratch in tmp_path.glob(".out.state-*"):
+            shutil.rmtree(scratch)
+
+    if moment == "link_or_copy":
+        original = shrink_parts.link_or_copy
+        monkeypatch.setattr(
+            shrink_parts, moment, lambda *paths: (other_is_faster(), original(*paths))
+        )
+    else:  # its last chunk is there, and all are read to be added up
+        original = collect_module.add_up
+        monkeypatch.setattr(
+            collect_module, "add_up", lambda parts: (other_is_faster(), original(parts))[1]
+        )
+    monkeypatch.setenv("RANK", "0")
+    assert f"{out}: written by another process" in run("stats", teacher, "--out", out, *TEXT)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failure_of_one_process_or_before_another_has_written_is_none_of_a_race(tmp_path):
+    def failing(directory):
+        raise FileNotFoundError("gone")
+
+    for workers in (1, 2):
+        with pytest.raises(FileNotFoundError):
+            write_once(tmp_path / "out", workers, failing)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_table_of_auto_and_of_nested_sizes_fits_the_screen(measured, run, tmp_path):

@@ -47,12 +47,20 @@ def console() -> Console:
 def write_once(out: Path, workers: int, write: Callable[[Path], T]) -> T | None:
     """What ``write`` returns for a directory that becomes ``out``; None where another of several
     ``workers``, each of which may be the last to finish, has made it."""
-    if workers > 1 and out.is_dir():
-        return None
-    try:
+
+    def whole() -> T:
         with atomic_directory(out) as directory:
             return write(directory)
-    except BadInputError:
+
+    return None if workers > 1 and out.is_dir() else unless_written(out, workers, whole)
+
+
+def unless_written(out: Path, workers: int, act: Callable[[], T]) -> T | None:
+    """What ``act`` returns; None where it failed and another of several ``workers`` has written
+    ``out``, because that one then removes what all of them read."""
+    try:
+        return act()
+    except (BadInputError, OSError):
         if workers > 1 and out.is_dir():
             return None
         raise

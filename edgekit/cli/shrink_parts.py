@@ -23,6 +23,7 @@ from edgekit.cli.common import (
     given,
     print_json,
     table,
+    unless_written,
     write_once,
 )
 from edgekit.progress import Progress, default_progress
@@ -30,7 +31,6 @@ from edgekit.recipe import DataSection, checked
 from edgekit.sources import resolve_model
 
 if TYPE_CHECKING:
-    from edgekit.distill.statistics import Statistics
     from edgekit.sequences import TokenSequence
 
 Data = Annotated[list[str] | None, typer.Option("--data", help=".txt, .jsonl, .parquet.")]
@@ -117,7 +117,7 @@ def stats(
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.collect import PassOptions, Share, collect
     from edgekit.distill.keep import super_experts
-    from edgekit.distill.shrink import measure_experts
+    from edgekit.distill.shrink import STATISTICS
     from edgekit.distill.skew import skew
     from edgekit.sequences import FILE_NAME, read_sequences
 
@@ -134,21 +134,29 @@ def stats(
     text.mkdir(parents=True, exist_ok=True)
     make_sequences(teacher, section, text, progress, text)
     measured = read_sequences(text / FILE_NAME)
-    part = collect(teacher, measured, scratch, progress, share, options)
-    left = part.info.total_chunks - len(part.info.chunks)
+    found = unless_written(
+        out,
+        share.workers,
+        lambda: collect(teacher, measured, scratch, progress, share, options),
+    )
+    if found is None:
+        print(f"{out}: written by another process")
+        return
+    left = found.info.total_chunks - len(found.info.chunks)
     if left:
         print(f"{left} chunks are left to other processes, the last of which writes {out}")
         return
 
-    def write(directory: Path) -> Statistics:
+    def write(directory: Path) -> bool:
         link_or_copy(text / FILE_NAME, directory / FILE_NAME)
-        return measure_experts(teacher, text, directory, progress, scratch, options)
+        found.save(directory / STATISTICS)
+        return True
 
-    found = write_once(out, share.workers, write)
-    if found is None:
+    written = write_once(out, share.workers, write)
+    shutil.rmtree(scratch, ignore_errors=True)  # all processes are through with it
+    if not written:
         print(f"{out}: written by another process")
         return
-    shutil.rmtree(scratch, ignore_errors=True)
     uneven, protected, unreached = skew(found), super_experts(found), found.unreached()
     seen = {domain: int(found.seen[:, i].sum()) for i, domain in enumerate(found.domains)}
     if json:
