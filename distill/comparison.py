@@ -54,6 +54,8 @@ class Comparison(BaseModel):
     saliency: list[list[float]]
     kept: dict[int, list[int]]  # of the largest size, by its best criterion
     usage_by_domain: dict[str, list[list[float]]]
+    block_influence: list[float]
+    router_entropy: list[float]
     skew: str
     recommendation: str
 
@@ -97,6 +99,8 @@ def compare_sizes(
         saliency=scores(measured, "reap").tolist(),
         kept=best.kept,
         usage_by_domain={d: measured.domain(d).frequency.tolist() for d in measured.domains},
+        block_influence=measured.block_influence.tolist(),
+        router_entropy=measured.router_entropy.tolist(),
         skew=uneven.sentence,
         recommendation=recommend(sizes, mixture.num_experts, uneven.uneven),
     )

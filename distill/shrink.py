@@ -7,6 +7,7 @@ is a smaller student over the same file.
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +57,9 @@ USAGE_SEQUENCES = 16
 
 class ShrinkReport(BaseModel):
     """What was kept and why. ``saliency`` [layers][experts] by the chosen criterion; ``usage_*``
-    are shares of routed tokens [layers][experts], by domain too. ``overlap``: of the keep-sets of
+    are shares of routed tokens [layers][experts], by domain too. ``block_influence`` is of the
+    decoder's layers, ``router_entropy`` of the sparse ones
+    (:class:`edgekit.distill.statistics.Statistics`). ``overlap``: of the keep-sets of
     two halves of the text, per layer, of a nested student's smallest size; empty where that says
     nothing. ``notes`` are sentences for a person."""
 
@@ -77,6 +80,8 @@ class ShrinkReport(BaseModel):
     usage_before: list[list[float]]
     usage_after: list[list[float]]
     usage_by_domain: dict[str, list[list[float]]]
+    block_influence: list[float]
+    router_entropy: list[float]
     automatic: AutomaticReport | None
     nested: NestedReport | None
     notes: list[str]
@@ -133,7 +138,8 @@ def shrink(
             expected = masked_logits(opened, choice.kept, proof)
         more = {NESTED: [p.experts for p in nested.prefixes]} if nested else {}
         smaller = write_pruned(opened.checkpoint, choice.kept, out, progress, more)
-    del opened  # its embedding, before that of the smaller model is read
+    del opened
+    gc.collect()  # its embedding, which hooks keep in cycles, before the smaller model is read
     check_pruned(out, smaller.parameters(), choice.kept, proof, expected, streamed=streamed)
     after = _usage(out, text, scratch, passes, progress)
     report = ShrinkReport(
@@ -152,6 +158,8 @@ def shrink(
         usage_before=_rounded(measured.frequency),
         usage_after=_rounded(after.frequency),
         usage_by_domain={d: _rounded(measured.domain(d).frequency) for d in measured.domains},
+        block_influence=measured.block_influence.tolist(),
+        router_entropy=measured.router_entropy.tolist(),
         automatic=automatic,
         nested=nested,
         notes=_notes(measured, after, least, automatic),
@@ -187,6 +195,7 @@ def statistics_on(
     passes: PassOptions,
     progress: Progress,
 ) -> Statistics:
+    """Those of ``model`` on ``text``: of an earlier pass if they are ``given``, or measured."""
     if given is None:
         found = collect(model, text, scratch, progress, options=passes)
         require_whole(found, str(scratch))
@@ -195,7 +204,6 @@ def statistics_on(
     require_same(found.info, model, text, str(given))
     return found
 
-    """Those of ``model`` on ``text``: of an earlier pass if they are ``given``, or measured."""
 
 def _choose(
     opened: OpenModel,

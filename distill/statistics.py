@@ -110,6 +110,19 @@ class Statistics:
         tokens = self.total("tokens")
         return tokens / np.maximum(tokens.sum(1, keepdims=True), 1)
 
+    @property
+    def block_influence(self) -> Floats:
+        """How much each decoder layer changes its input [M]: 1 - the mean cosine of input and
+        output (arXiv 2403.03853, equation 1). Of the whole text."""
+        return 1 - self.block_cosine_sum.sum(1) / self.seen.sum()
+
+    @property
+    def router_entropy(self) -> Floats:
+        """How undecided each router is about a token [L]: the mean entropy of its shares, as a
+        share of the maximum. Of the whole text."""
+        choices = self.probability_sum.shape[-1]
+        return self.entropy_sum.sum(1) / self.seen.sum() / np.log(max(choices, 2))
+
     def unreached(self) -> dict[int, list[int]]:
         """The experts of each layer that no token was routed to."""
         never = self.total("tokens") == 0

@@ -97,6 +97,19 @@ def cost_of_size(points: Sequence[Mapping[str, Any]]) -> str:
     return svg(figure)
 
 
+def layers_at_work(influence: Sequence[float], entropy: Sequence[float]) -> str:
+    """How much each decoder layer changes its input, and how undecided each router is."""
+    figure, axes = new_figure(7.4, 2.6, columns=2)
+    axes[0].bar(range(len(influence)), influence, color=ACCENT)
+    axes[0].set_title("1 - cosine of a layer's input and output")
+    axes[0].set_xlabel("layer")
+    axes[1].bar(range(len(entropy)), entropy, color=INK)
+    axes[1].set_title("entropy of the router's shares, of its maximum")
+    axes[1].set_xlabel("sparse layer")
+    axes[1].set_ylim(0, 1)
+    return svg(figure)
+
+
 def nested_cost(prefixes: Sequence[Mapping[str, Any]]) -> str:
     """What sharing one file costs: KL of each prefix beside a student chosen for its size."""
     figure, axes = new_figure(6.2, 3.2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekit.atomic import write_json, write_text
 from edgekit.report import STYLE, candidates_table
-from edgekit.shrink_plots import cost_of_size, saliency_map, usage_by_domain
+from edgekit.shrink_plots import cost_of_size, layers_at_work, saliency_map, usage_by_domain
 
 
 def write_comparison(
@@ -30,6 +30,10 @@ def write_comparison(
     ]  # fmt: skip
     if len(comparison["usage_by_domain"]) > 1:
         sections += ["<h2>Use by domain</h2>", usage_by_domain(comparison["usage_by_domain"])]
+    sections += [
+        "<h2>Layers and routers</h2>",
+        layers_at_work(comparison["block_influence"], comparison["router_entropy"]),
+    ]
     for size in comparison["sizes"]:
         table = size["table"]
         text = f"{size['experts']} experts, {size['share']:.0%} of the parameters"

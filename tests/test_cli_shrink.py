@@ -3,20 +3,19 @@
 import json
 import shutil
 
-import pytest
 import numpy as np
+import pytest
 
 from edgekit.checkpoint import Checkpoint, read_config
 from edgekit.cli import shrink_parts
 from edgekit.cli.common import write_once
 from edgekit.cli.main import main
 from edgekit.distill import collect as collect_module
+from edgekit.distill.keep import super_experts
+from edgekit.distill.statistics import Statistics
 
 EIGHT = {"num_local_experts": 8, "num_experts": 8}
 TEXT = ["--tokens", "256", "--held-out-tokens", "192", "--sequence-length", "32"]
-from edgekit.distill import collect as collect_module
-from edgekit.distill.keep import super_experts
-from edgekit.distill.statistics import Statistics
 
 
 @pytest.fixture
@@ -48,7 +47,8 @@ def test_statistics_serve_every_criterion_and_keep_count(measured, run, tmp_path
         assert json.loads(shown)["experts_after"] == 8 * keep
         assert read_config(out)["num_local_experts"] == 8 * keep
     streamed = tmp_path / "streamed"
-    run("stats", teacher, "--streamed", "--out", streamed, *TEXT)
+    shown = run("stats", teacher, "--streamed", "--out", streamed, *TEXT)
+    assert "changes what it reads least: block influence 0." in shown
     same = tmp_path / "same"
     run(teacher, "--statistics", streamed, "--keep", 0.5, "--out", same)
     one, two = (p / "model.safetensors" for p in (tmp_path / "reap", same))
@@ -140,7 +140,8 @@ def test_every_size_is_compared_on_one_page(measured, run, tmp_path):
     assert [size["experts"] for size in values["sizes"]] == [6, 4]
     assert values["recommendation"] in shown
     page = (tmp_path / "c" / "comparison.html").read_text()
-    assert page.count("<svg") == 3 and "gated_ean" in page and "random-2" in page
+    assert len(values["router_entropy"]) == len(values["block_influence"]) == 2
+    assert page.count("<svg") == 4 and "gated_ean" in page and "random-2" in page
     worst = [
         min(c["divergence"]["all"]["value"] for c in size["table"]["candidates"])
         for size in values["sizes"]
@@ -158,6 +159,30 @@ def test_an_earlier_choice_is_followed(measured, run, tmp_path):
                 "10", "--out", tmp_path / "new", "--json")  # fmt: skip
     earlier = json.loads((tmp_path / "old" / "experts.json").read_text())["kept"]
     assert json.loads(shown)["kept"] == earlier
+
+
+def test_similar_experts_are_merged_and_super_experts_stay_as_they_are(measured, run, tmp_path):
+    teacher, statistics = measured
+    shown = run(
+        "merge", teacher, "--statistics", statistics, "--keep", 0.5, "--out", tmp_path / "m"
+    )
+    assert "8 to 4 experts per layer by ream" in shown
+    report = json.loads((tmp_path / "m" / "merge.json").read_text())
+    found = super_experts(Statistics.load(statistics / "statistics.safetensors"))
+    assert found and report["protected"] == {str(n): experts for n, experts in found.items()}
+    with Checkpoint(teacher) as before, Checkpoint(tmp_path / "m") as after:
+        assert after.architecture.moe.num_experts == 4
+        assert after.architecture.parameters() == report["parameters_after"]
+        for layer, experts in found.items():
+            for expert in experts:
+                place = report["groups"][str(layer)].index([expert])
+                one = before.float32(before.architecture.expert(layer, expert, "up") + ".weight")
+                same = after.float32(after.architecture.expert(layer, place, "up") + ".weight")
+                assert np.array_equal(one, same)
+    some = [*TEXT[:2], *TEXT[4:]]  # nothing is measured on held-out text
+    run("merge", teacher, "--method", "hc_smoe", "--out", tmp_path / "own", *some)
+    own = json.loads((tmp_path / "own" / "merge.json").read_text())
+    assert own["protected"]  # measured on its own text
 
 
 def test_a_sparse_model_becomes_dense_warmed_up_and_narrower(measured, run, tmp_path):
@@ -188,6 +213,12 @@ def test_what_makes_no_sense_is_said_before_any_work(measured, run, tiny_model, 
     assert "give --feed-forward" in run("slice", teacher, "--out", tmp_path / "o", code=2)
     for shares in ("half", "nan", "1.5,0.5", "0.5,-1"):
         assert "are no shares" in run(teacher, "--nested", shares, "--out", tmp_path / "o", code=2)
+    for keep in ("1", "75", "0"):
+        error = run("merge", teacher, "--keep", keep, "--out", tmp_path / "o", code=2)
+        assert "expected the share of the experts that is left" in error
+    error = run("merge", teacher, "--statistics", tmp_path, "--tokens", 9, "--out", tmp_path / "o",
+                code=2)  # fmt: skip
+    assert "--tokens: the text of --statistics is used" in error
     error = run("merge", teacher, "--method", "best", "--out", tmp_path / "o", code=2)
     assert "choose one of ream, hc_smoe, m_smoe" in error
     error = run(teacher, "--criterion", "best", "--out", tmp_path / "o", code=2)
@@ -207,30 +238,6 @@ def test_what_makes_no_sense_is_said_before_any_work(measured, run, tiny_model, 
 )
 def test_options_that_would_do_nothing_are_refused(run, tmp_path, options, sentence):
     assert sentence in run("absent", "--out", tmp_path / "o", *options, code=2)
-def test_similar_experts_are_merged_and_super_experts_stay_as_they_are(measured, run, tmp_path):
-    teacher, statistics = measured
-    shown = run(
-        "merge", teacher, "--statistics", statistics, "--keep", 0.5, "--out", tmp_path / "m"
-    )
-    assert "8 to 4 experts per layer by ream" in shown
-    report = json.loads((tmp_path / "m" / "merge.json").read_text())
-    found = super_experts(Statistics.load(statistics / "statistics.safetensors"))
-    assert found and report["protected"] == {str(n): experts for n, experts in found.items()}
-    with Checkpoint(teacher) as before, Checkpoint(tmp_path / "m") as after:
-        assert after.architecture.moe.num_experts == 4
-        assert after.architecture.parameters() == report["parameters_after"]
-        for layer, experts in found.items():
-            for expert in experts:
-                place = report["groups"][str(layer)].index([expert])
-                one = before.float32(before.architecture.expert(layer, expert, "up") + ".weight")
-                same = after.float32(after.architecture.expert(layer, place, "up") + ".weight")
-                assert np.array_equal(one, same)
-    some = [*TEXT[:2], *TEXT[4:]]  # nothing is measured on held-out text
-    run("merge", teacher, "--method", "hc_smoe", "--out", tmp_path / "own", *some)
-    own = json.loads((tmp_path / "own" / "merge.json").read_text())
-    assert own["protected"]  # measured on its own text
-
-
 
 
 @pytest.mark.parametrize(
@@ -248,9 +255,3 @@ def test_an_unlisted_family_is_told_what_it_can_have(tiny_mixtral, run, tmp_path
     (model / "config.json").write_text('{"model_type": "minimax"}')
     error = run(model, "--keep", "0.5", "--out", tmp_path / "out", code=2)
     assert "minimax is no family of the table" in error and "--data" in error
-    for keep in ("1", "75", "0"):
-        error = run("merge", teacher, "--keep", keep, "--out", tmp_path / "o", code=2)
-        assert "expected the share of the experts that is left" in error
-    error = run("merge", teacher, "--statistics", tmp_path, "--tokens", 9, "--out", tmp_path / "o",
-                code=2)  # fmt: skip
-    assert "--tokens: the text of --statistics is used" in error

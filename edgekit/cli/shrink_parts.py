@@ -160,18 +160,27 @@ def stats(
     uneven, protected, unreached = skew(found), super_experts(found), found.unreached()
     seen = {domain: int(found.seen[:, i].sum()) for i, domain in enumerate(found.domains)}
     if json:
-        values = {"info": found.info, "tokens": seen, "skew": uneven}
-        print_json(values | {"super_experts": protected, "unreached": unreached})
+        values = {
+            "info": found.info, "tokens": seen, "skew": uneven, "super_experts": protected,
+            "unreached": unreached, "router_entropy": found.router_entropy.tolist(),
+            "block_influence": found.block_influence.tolist(),
+        }  # fmt: skip
+        print_json(values)
         return
-    figures = zip(found.layers, uneven.top_share, uneven.gini, uneven.entropy, strict=True)
+    figures = zip(found.layers, uneven.top_share, uneven.gini, uneven.entropy,
+                  found.router_entropy, strict=True)  # fmt: skip
     rows = [
-        [str(layer), f"{share:.1%}", f"{gini:.2f}", f"{entropy:.2f}",
+        [str(layer), f"{share:.1%}", f"{gini:.2f}", f"{entropy:.2f}", f"{undecided:.2f}",
          " ".join(map(str, protected.get(layer, []))), str(len(unreached.get(layer, [])))]
-        for layer, share, gini, entropy in figures
+        for layer, share, gini, entropy, undecided in figures
     ]  # fmt: skip
-    head = ["layer", "busiest quarter", "Gini", "entropy", "super-experts", "unreached"]
+    head = ["layer", "busiest quarter", "Gini", "entropy of use", "of a token's shares",
+            "super-experts", "unreached"]  # fmt: skip
     console().print(table("use of the experts", head, rows))
+    influence = found.block_influence
+    least = int(influence.argmin())
     print(f"· {uneven.sentence}")
+    print(f"· layer {least} changes what it reads least: block influence {influence[least]:.3f}")
     print(f"{sum(seen.values()):,} tokens measured: {out}")
 
 
@@ -331,6 +340,7 @@ def slice_model(
 
 @merge_app.command()
 def merge(
+    context: typer.Context,
     model: Model,
     out: Out,
     keep: Annotated[float, typer.Option(help="Experts after, as a share.")] = 0.5,
@@ -338,6 +348,9 @@ def merge(
     data: Data = None,
     tokens: Tokens = 8192,
     sequence_length: Length = 256,
+    statistics: Annotated[
+        Path | None, typer.Option(help="Directory of `shrink stats`, whose text is used.")
+    ] = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -346,40 +359,36 @@ def merge(
     Super-experts stay as they are.
     """
     section = sampling(data, tokens, 0, sequence_length, seed)
+    from edgekit.distill.collect import PassOptions
+    from edgekit.distill.keep import super_experts
     from edgekit.distill.merge import merge as merge_experts
+    from edgekit.distill.merge import require_options
     from edgekit.distill.merge_groups import Method
     from edgekit.distill.merge_pass import MergeOptions
+    from edgekit.distill.shrink import statistics_on
     from edgekit.errors import BadInputError
 
-    context: typer.Context,
     if method not in get_args(Method):
         raise BadInputError(f"--method {method}: choose one of {', '.join(get_args(Method))}")
+    for option in given(context, "data", "tokens", "sequence_length") if statistics else ():
+        raise BadInputError(f"{option}: the text of --statistics is used; leave it out")
+    options = MergeOptions(method=cast(Method, method), keep=keep, seed=seed)
     progress = default_progress()
     teacher = resolve_model(model, progress)
+    require_options(teacher, options)
     with (
         atomic_directory(out) as directory,
         _text(teacher, section, progress, statistics) as (text, scratch),
-    statistics: Annotated[
-        Path | None, typer.Option(help="Directory of `shrink stats`, whose text is used.")
-    ] = None,
     ):
         found = statistics_on(teacher, text, scratch, statistics, PassOptions(), progress)
         options = replace(options, protected=super_experts(found))
         report = merge_experts(teacher, text, options, directory, scratch, progress)
     if json:
         print_json(report)
-    from edgekit.distill.collect import PassOptions
-    from edgekit.distill.keep import super_experts
         return
-    from edgekit.distill.merge import require_options
-    print(
-        f"{report.experts_before} to {report.experts_after} experts per layer by {report.method}, "
-    from edgekit.distill.shrink import statistics_on
-        f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters: {out}"
-    )
-    for option in given(context, "data", "tokens", "sequence_length") if statistics else ():
-        raise BadInputError(f"{option}: the text of --statistics is used; leave it out")
-    options = MergeOptions(method=cast(Method, method), keep=keep, seed=seed)
-    require_options(teacher, options)
     for layer, experts in report.protected.items():
         print(f"· layer {layer}: super-expert {', '.join(map(str, experts))} stayed as it is")
+    print(
+        f"{report.experts_before} to {report.experts_after} experts per layer by {report.method}, "
+        f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters: {out}"
+    )

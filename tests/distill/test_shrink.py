@@ -144,6 +144,9 @@ def test_statistics_equal_a_loop_over_tokens(tiny_model, tmp_path, family):
     np.testing.assert_allclose(statistics.probability_sum[row, 0], shares, rtol=1e-4)
     np.testing.assert_allclose(statistics.entropy_sum[row, 0], entropy, rtol=1e-4)
     np.testing.assert_allclose(statistics.block_cosine_sum[:, 0], cosines, rtol=1e-5)
+    np.testing.assert_allclose(statistics.block_influence, 1 - np.array(cosines) / 30, atol=1e-5)
+    undecided = entropy / 30 / np.log(len(shares))
+    assert statistics.router_entropy[row] == pytest.approx(undecided, rel=1e-4)
     np.testing.assert_array_equal(statistics.coactivation[row], pairs)
     np.testing.assert_allclose(statistics.logit_gram[row], logits.T @ logits, rtol=1e-3, atol=1e-3)
     assert statistics.seen.sum() == 30
