@@ -30,8 +30,9 @@ class TrainReport(BaseModel):
     ``held_out_kl_*`` are those of the first of ``students``, NaN without held-out text. A step of
     nested training trains one prefix, so neighbours among ``losses`` may be of different ones.
     ``steps`` were done, fewer than asked for if the training was ``stopped_early``, and what was
-    written is the student after ``written_step`` of them. ``working`` is how gradients were computed. ``evaluations`` are of the weights in
-    float32, before they were stored.
+    written is the student after ``written_step`` of them. ``working`` is how gradients were
+    computed. ``evaluations`` are of the weights in float32, before they were stored; where there
+    were none between, the last is of what was written.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,9 +61,12 @@ def train_report(trainer: Trainer, nested: Sequence[int], after: Evaluation | No
     counts = list(nested) or [architecture.moe.num_experts if architecture.moe else 0]
     before = state.evaluations[0] if state.evaluations else None
     pairs = zip(before.students, after.students, strict=True) if before and after else ()
+    measured = list(state.evaluations)
+    if after and not trainer.params.evaluate_every:
+        measured.append(after)
     return TrainReport(
         steps=state.step,
-        written_step=state.best if trainer.params.evaluate_every and after else state.step,
+        written_step=trainer.written_step,
         stopped_early=state.stopped,
         trained_parameters=sum(p.numel() for p in trainer.parameters.values()),
         parameters=architecture.parameters(),
@@ -76,7 +80,7 @@ def train_report(trainer: Trainer, nested: Sequence[int], after: Evaluation | No
             Healed(experts=count, before=first, after=last)
             for count, (first, last) in zip(counts, pairs, strict=False)
         ],
-        evaluations=state.evaluations,
+        evaluations=measured,
         losses=[round(x, 5) for x in state.losses],
         gradient_norms=[round(x, 5) for x in state.norms],
         learning_rates=[float(f"{x:.5g}") for x in state.rates],

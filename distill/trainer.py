@@ -161,14 +161,19 @@ class Trainer:
         if self._best and evaluations:
             if evaluations[-1].step != self.state.step:
                 self._evaluate(progress)
-            if self.state.best != self.state.step:
+            if self.written_step != self.state.step:
                 if self.processes.is_main:
-                    self._best.restore(self.state.best, self.parameters)
+                    self._best.restore(self.written_step, self.parameters)
                 self.processes.copy_main(self.parameters.values())
         if self._adapters:
             self._adapters.merge()
         self._round_as_stored()
         return self.measure(progress)
+
+    @property
+    def written_step(self) -> int:
+        """After how many steps the student was as :meth:`finish` leaves it."""
+        return self.state.best if self._best and self.state.evaluations else self.state.step
 
     def save(self) -> None:
         """Save the state now, if there is a directory for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,20 +63,6 @@ def size_against_quality(evaluation: EvaluationReport) -> str:
     axes.margins(x=0.3, y=0.3)
     axes.set_xlabel("size, MB")
     axes.set_ylabel("perplexity (95 % interval)")
-    return svg(figure)
-
-
-def loss_curve(losses: Sequence[float]) -> str:
-    """KL of every step and its running mean."""
-    figure, axes = new_figure()
-    steps = np.arange(1, len(losses) + 1)
-    axes.plot(steps, losses, color=PALE, linewidth=0.8, label="step")
-    window = max(1, min(20, len(losses) // 5))
-    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axes.plot(steps[window - 1 :], smooth, color=ACCENT, label=f"mean of {window}")
-    axes.set_xlabel("step")
-    axes.set_ylabel("KL to the teacher, nats per token")
-    axes.legend(frameon=False)
     return svg(figure)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from edgekit.atomic import write_json, write_text
 from edgekit.bootstrap import FEWEST
 from edgekit.checkpoint import read_json
+from edgekit.distill_plots import training_curves
 from edgekit.evaluate import EvaluationReport
 from edgekit.manifest import GateResult
-from edgekit.plots import domain_kl, expert_usage, loss_curve, size_against_quality
+from edgekit.plots import domain_kl, expert_usage, size_against_quality
 from edgekit.recipe import Recipe
 from edgekit.shrink_plots import nested_cost, saliency_map, usage_by_domain
 
@@ -110,7 +111,7 @@ def _page(
 
 
 def _stage(name: str, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A stage of training in words and a curve; nothing where the recipe leaves it out."""
+    """A stage of training in words and curves; nothing where the recipe leaves it out."""
     if name not in records:
         return []
     report = records[name]["report"]
@@ -129,7 +130,7 @@ def _stage(name: str, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
         trained = report
     sentences = [_held_out(trained), *sentences]
     text = html.escape(" ".join(sentences))
-    return [f"<h2>{STAGES[name]}</h2>", f"<p>{text}</p>", loss_curve(trained["losses"])]
+    return [f"<h2>{STAGES[name]}</h2>", f"<p>{text}</p>", training_curves(trained)]
 
 
 def _held_out(training: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from edgekit.digests import code_digest, json_digest
 from edgekit.pack import file_sha256
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
+from edgekit.recipe_training import WITHOUT_EFFECT
 from edgekit.scheme import Scheme
 
 Paths = Mapping[str, Path]  # output directories of earlier steps; "teacher" and "student" too
@@ -209,7 +210,8 @@ def _training(recipe: Recipe) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What a training depends on beside its inputs and its stage: parameters and code."""
     section = recipe.distill
     assert section is not None
-    params = section.model_dump(mode="json", exclude={"on_policy", "supervised"})
+    stages = {"on_policy", "supervised"}
+    params = section.model_dump(mode="json", exclude=stages | WITHOUT_EFFECT)
     if not section.quantization_aware:
         return params, ("distill",)
     return {**params, "quantize": _json(recipe.quantize)}, ("distill", "quantize")

@@ -206,7 +206,7 @@ def test_the_report_opens_offline_and_says_what_failed(tmp_path):
     }  # fmt: skip
     step = {"seconds": 1.0, "peak_memory_bytes": 10**9, "digest": "0" * 64, "versions": {"x": "1"}}
     trained = {"held_out_kl_before": 0.5, "held_out_kl_after": 0.25, "steps": 3,
-               "losses": [0.5, 0.4, 0.3]}  # fmt: skip
+               "students": [], "losses": [0.5, 0.4, 0.3]}  # fmt: skip
     records = {
         "data": {**step, "report": {}},
         "shrink": {**step, "report": shrunk},
