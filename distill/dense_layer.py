@@ -27,12 +27,14 @@ Place = tuple[str, str]  # projection, "weight" or "bias"
 
 @dataclass(frozen=True)
 class WarmUpOptions:
-    """``steps`` of ``batch_tokens`` each for every layer; 0 only solves for down."""
+    """``steps`` of ``batch_tokens`` each for every layer; 0 only solves for down. ``force`` goes on
+    where memory or disk seem too small."""
 
     steps: int = 200
     batch_tokens: int = 512
     learning_rate: float = 5e-4
     seed: int = 0
+    force: bool = False
 
 
 @dataclass(frozen=True)

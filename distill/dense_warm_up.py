@@ -21,6 +21,7 @@ from torch import Tensor
 from edgekit.architecture import TensorSpec
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
+from edgekit.distill.chunks import Text
 from edgekit.distill.dense_families import module_of
 from edgekit.distill.dense_layer import (
     DenseModule,
@@ -33,16 +34,23 @@ from edgekit.distill.dense_layer import (
 from edgekit.distill.dense_moments import shared_expert
 from edgekit.distill.dense_pass import text_batches
 from edgekit.distill.layerwise import Layerwise
+from edgekit.distill.merge_tensors import PRECISIONS
 from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.pass_memory import pass_needs
 from edgekit.distill.proof import TOLERANCE
 from edgekit.distill.slice_importance import find_module
 from edgekit.errors import BadInputError, EdgekitError
+from edgekit.memory import require_disk, require_memory
 from edgekit.progress import Progress, Task
 from edgekit.sequences import TokenSequence
 
 REPORT = "warm-up.json"
 UNSEEN = 5  # every fifth sequence is not learnt from
 PROBE_ROWS = 64  # of the embedding, which a student has from its teacher
+TRAINED_BYTES = (
+    24  # of a weight: itself, the best so far, its gradient, two moments, a rounded copy
+)
+SOLVED_BYTES = 32  # of a pair of neurons: the normal equations, shifted and factored, in float64
 PROBE_TOKENS = 64  # of each layer, by which what was written is proven
 PROBE_TOLERANCE = 0.02  # of the largest value: it may be rounded otherwise
 
@@ -84,16 +92,15 @@ def warm_up(
     Raises:
         BadInputError: the two do not belong together, there is too little text, or the teacher's
             outputs are not finite.
+        OutOfResourcesError: memory or disk are too small.
         EdgekitError: what was written is not what was trained.
     """
-    text = [s for s in sequences if not s.held_out]
-    if len(text) < UNSEEN:
-        raise BadInputError(
-            f"{len(text)} sequences are too few to learn from, as every {UNSEEN}th is kept to "
-            "measure; raise [data] tokens"
-        )
+    text = text_to_learn_from(sequences)
+    if options.steps < 0:
+        raise BadInputError(f"{options.steps} steps cannot be made; choose 0 or more")
     with open_model(teacher, load=False) as opened, Checkpoint(student) as checkpoint:
         _require_pair(opened.checkpoint, checkpoint)
+        _require_resources(opened, checkpoint, text, out, options.force)
         with progress.task("warm up the feed-forwards", len(opened.layers)) as task:
             walk = _Walk(opened, checkpoint, text, options, task)
             write_checkpoint(
@@ -114,6 +121,42 @@ def warm_up(
     )
     write_json(out / REPORT, report.model_dump(mode="json"))
     return report
+
+
+def text_to_learn_from(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """The sequences that are not held out.
+
+    Raises:
+        BadInputError: they are too few.
+    """
+    text = [s for s in sequences if not s.held_out]
+    if len(text) < UNSEEN:
+        raise BadInputError(
+            f"{len(text)} sequences are too few to learn from, as every {UNSEEN}th is kept to "
+            "measure; raise [data] tokens"
+        )
+    return text
+
+
+def _require_resources(
+    opened: OpenModel,
+    student: Checkpoint,
+    text: Sequence[TokenSequence],
+    out: Path,
+    force: bool,
+) -> None:
+    """Refuse what will not fit: a layer of the teacher beside the states of all text, what its
+    mixture read and said, and a feed-forward in training."""
+    if force:
+        return
+    needs = pass_needs(opened, Text.of(text, [(0, len(text))]))
+    dense = student.architecture
+    trained = TRAINED_BYTES * 3 * dense.hidden_size * dense.intermediate_size
+    solved = SOLVED_BYTES * dense.intermediate_size**2
+    memory = needs.streamed + 2 * needs.states_disk + max(trained, solved)
+    require_memory(memory, f"{student.path}: warming up")
+    width = PRECISIONS[student.dtype].itemsize
+    require_disk(out, dense.parameters() * width, f"{student.path}: warming up")
 
 
 @torch.inference_mode()

@@ -27,16 +27,20 @@ from pydantic import BaseModel, ConfigDict
 from edgekit.architecture import Architecture, Mixture
 from edgekit.atomic import write_json
 from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
+from edgekit.distill.chunks import Text
 from edgekit.distill.dense_choice import CHOICES, SCALINGS
 from edgekit.distill.dense_families import DenseTarget, dense_target
 from edgekit.distill.dense_pass import Chosen, Wanted, choose_pieces
 from edgekit.distill.dense_plan import Plan, as_dense, dense_tensors
 from edgekit.distill.divergence import Divergence, held_out_sequences, measure, remember
+from edgekit.distill.merge_tensors import PRECISIONS
 from edgekit.distill.open_model import OpenModel, open_model
+from edgekit.distill.pass_memory import pass_needs, weight_needs
 from edgekit.distill.proof import proof_logits, require_finite_divergence, require_same
 from edgekit.distill.prune import round_as_written
 from edgekit.distill.resident import resident
 from edgekit.errors import BadInputError
+from edgekit.memory import require_disk, require_memory
 from edgekit.progress import Progress
 from edgekit.sequences import TokenSequence, sequences_digest
 
@@ -53,7 +57,7 @@ class DenseOptions:
     layer, 0 for as many as a token uses; ``neurons`` of a layer instead, 0 for as many as those
     experts have, or more where the width has room. ``scaling`` is "uniform", "marginal", "fitted"
     or "auto". The width is a multiple of ``multiple_of``; ``family`` names the dense architecture
-    where there are several.
+    where there are several. ``force`` goes on where memory or disk seem too small.
     """
 
     choice: str = "do_acp"
@@ -64,6 +68,7 @@ class DenseOptions:
     multiple_of: int = 128
     calibration_tokens: int = 8192
     seed: int = 0
+    force: bool = False
 
 
 class DenseLayer(BaseModel):
@@ -118,9 +123,11 @@ def densify(
     Raises:
         BadInputError: an option makes no sense for the model, there is no calibration text, or no
             dense architecture is the same but for the experts.
+        OutOfResourcesError: memory or disk are too small.
         EdgekitError: the written model is not what was planned.
     """
     text = calibration_text(sequences, options.calibration_tokens)
+    held_out = held_out_sequences(sequences, MEASURED_PER_DOMAIN)
     with open_model(model, load=False) as opened:
         source = opened.architecture
         wanted = _wanted(source, options, str(model))
@@ -128,6 +135,7 @@ def densify(
         target = dense_target(opened.checkpoint.config, source, width, str(model), options.family)
         if wanted.neurons and not options.neurons:
             wanted = replace(wanted, neurons=_neurons_that_fit(source, width))
+        _require_resources(opened, text, target.architecture, out, options.force)
         chosen = choose_pieces(opened, text, wanted, progress)
         plans = {kind: _plan(chosen, kind, source) for kind in SCALINGS}
         if opened.checkpoint.source.method != "none":
@@ -135,7 +143,7 @@ def densify(
         opened.load_rest()
         opened.after_loading()
         with resident(opened):
-            scaling, divergence = _scaling(opened, plans, sequences, options.scaling, progress)
+            scaling, divergence = _scaling(opened, plans, held_out, options.scaling, progress)
             require_finite_divergence(divergence[scaling], model)
             with as_dense(opened, plans[scaling]):
                 expected = proof_logits(opened, text)
@@ -172,6 +180,20 @@ def densify(
     report = report.model_copy(update={"notes": _notes(source, report)})
     write_json(out / REPORT, report.model_dump(mode="json"))
     return report
+
+
+def _require_resources(
+    opened: OpenModel, text: Sequence[TokenSequence], dense: Architecture, out: Path, force: bool
+) -> None:
+    """Refuse what will not fit. The pass has a layer in memory beside the states of all text, what
+    is proven a layer of either model beside what is in no layer."""
+    if force:
+        return
+    needs = pass_needs(opened, Text.of(text, [(0, len(text))]))
+    memory = needs.streamed + needs.states_disk + weight_needs(opened).rest
+    require_memory(memory, f"{opened.path}: making the model dense")
+    width = PRECISIONS[opened.checkpoint.dtype].itemsize
+    require_disk(out, dense.parameters() * width, f"{opened.path}: making the model dense")
 
 
 def write_dense(
@@ -211,6 +233,8 @@ def calibration_text(sequences: Sequence[TokenSequence], tokens: int) -> list[To
 def _wanted(source: Architecture, options: DenseOptions, path: str) -> Wanted:
     """How much of a layer is taken."""
     mixture = source.moe
+    if options.multiple_of < 1:
+        raise BadInputError(f"multiple_of is {options.multiple_of}, expected at least 1")
     if mixture is None:
         raise BadInputError(f"{path}: a {source.model_type} without experts is dense already")
     for name, value, known in (
@@ -271,14 +295,14 @@ def _mixture(source: Architecture, layer: int) -> Mixture:
 def _scaling(
     opened: OpenModel,
     plans: dict[str, Plan],
-    sequences: Sequence[TokenSequence],
+    held_out: Sequence[TokenSequence],
     kind: str,
     progress: Progress,
 ) -> tuple[str, dict[str, Divergence]]:
     """The kind of constants to write, and what was measured: all kinds, or the one asked for."""
     kinds = SCALINGS if kind == "auto" else (kind,)
     found = {}
-    targets = remember(opened, held_out_sequences(sequences, MEASURED_PER_DOMAIN), progress)
+    targets = remember(opened, held_out, progress)
     for name in kinds:
         with as_dense(opened, plans[name]):
             found[name] = measure(opened, targets, progress, name).divergence()

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from edgekit.architecture import Architecture
 from edgekit.atomic import disk_errors, write_json
 from edgekit.checkpoint import Checkpoint
 from edgekit.describe import describe
@@ -32,9 +33,9 @@ from edgekit.distill.collect import (
 from edgekit.distill.keep import require_count
 from edgekit.distill.merge_groups import METHODS
 from edgekit.distill.merge_pass import MergeOptions, TextStates, plan_merges
-from edgekit.distill.merge_tensors import centres, merged_tensors
+from edgekit.distill.merge_tensors import PRECISIONS, centres, merged_tensors
 from edgekit.distill.open_model import OpenModel, open_model
-from edgekit.distill.pass_memory import pass_needs
+from edgekit.distill.pass_memory import pass_needs, weight_needs
 from edgekit.distill.prune import (
     PROOF_TOKENS,
     check_pruned,
@@ -44,7 +45,7 @@ from edgekit.distill.prune import (
 )
 from edgekit.distill.statistics import Statistics, require_whole
 from edgekit.errors import BadInputError
-from edgekit.memory import require_disk
+from edgekit.memory import require_disk, require_memory
 from edgekit.progress import Progress
 from edgekit.rules import experts_to_keep
 from edgekit.sequences import TokenSequence, sequences_digest
@@ -89,7 +90,7 @@ def merge(
     Raises:
         BadInputError: the model is dense, too few experts would be left for its router, there is
             no text, the statistics are of another model or text, or an option is out of range.
-        OutOfResourcesError: the disk is too small for the states, or full.
+        OutOfResourcesError: memory or disk are too small, or the disk is full.
     """
     require_options(model, options)
     text = calibration_text(sequences)
@@ -104,9 +105,10 @@ def merge(
         assert before is not None
         require_fit(opened, text.sequences)
         _require_protected(opened, options)
-        require_disk(scratch, pass_needs(opened, text).states_disk, f"{model}: merging experts")
         count = {layer: list(range(keep)) for layer in opened.mixtures}  # which is not known yet
         smaller = describe(pruned_config(opened.checkpoint.config, opened.architecture, count))
+        if not options.force:
+            _require_resources(opened, text, smaller, scratch, out)
         with disk_errors(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=scratch) as directory:
@@ -137,6 +139,19 @@ def merge(
     )
     write_json(out / REPORT, asdict(report))
     return report
+
+
+def _require_resources(
+    opened: OpenModel, text: Text, smaller: Architecture, scratch: Path, out: Path
+) -> None:
+    """Refuse what will not fit: a layer beside its merged experts, and the states on disk."""
+    needs, weights = pass_needs(opened, text), weight_needs(opened)
+    what = f"{opened.path}: merging experts"
+    if opened.device.type == "cpu":
+        require_memory(needs.streamed + weights.largest_layer + weights.rest, what)
+    require_disk(scratch, needs.states_disk, what)
+    written = smaller.parameters() * PRECISIONS[opened.checkpoint.dtype].itemsize
+    require_disk(out, written, what)
 
 
 def require_options(model: Path, options: MergeOptions) -> None:

@@ -39,7 +39,8 @@ MergePlan = dict[int, tuple[MergedExpert, ...]]  # sparse layer -> its merged ex
 class MergeOptions:
     """``keep`` is the share of the experts that is left. ``protected`` experts (sparse layer ->
     experts) stay as they are. ``sample_tokens`` of the text, drawn by ``seed``, align neurons and
-    give mean outputs. ``device`` is torch's."""
+    give mean outputs. ``device`` is torch's. ``force`` goes on where memory or disk seem too
+    small."""
 
     method: Method = "ream"
     keep: float = 0.75
@@ -47,6 +48,7 @@ class MergeOptions:
     sample_tokens: int = 1024
     seed: int = 0
     device: str = "cpu"
+    force: bool = False
 
 
 class TextStates:

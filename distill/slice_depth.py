@@ -100,7 +100,7 @@ def slice_depth(
             what would stay, there is no text, or the model gives no numbers.
         EdgekitError: the written model is not the whole one without these layers.
     """
-    _require_number(model, options)
+    require_layers(model, options)
     whole = _ask_whole(model, sequences, options, progress)
     with Checkpoint(model) as checkpoint:
         config = without_layers(checkpoint.config, whole.removed, str(model / "config.json"))
@@ -128,7 +128,12 @@ def slice_depth(
     return report
 
 
-def _require_number(model: Path, options: DepthOptions) -> None:
+def require_layers(model: Path, options: DepthOptions) -> None:
+    """Refuse a number of layers that ``model`` cannot do without.
+
+    Raises:
+        BadInputError: says which numbers it can.
+    """
     with Checkpoint(model) as checkpoint:
         row = family_of(checkpoint.config, str(model / "config.json"))
         count = len(checkpoint.architecture.layers) // row.names.parts

@@ -255,3 +255,39 @@ def test_an_unlisted_family_is_told_what_it_can_have(tiny_mixtral, run, tmp_path
     (model / "config.json").write_text('{"model_type": "minimax"}')
     error = run(model, "--keep", "0.5", "--out", tmp_path / "out", code=2)
     assert "minimax is no family of the table" in error and "--data" in error
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["slice", "--layers", 1, "--feed-forward", 1.5], "feed_forward is 1.5, expected a share"),
+        (["slice", "--layers", 2, "--feed-forward", 0.5], "2 of 2 layers cannot be left out"),
+        (["slice", "--layers", -1], "--layers"),
+        (["slice", "--hidden", 0.5, "--multiple-of", 0], "--multiple-of"),
+        (["dense", "--multiple-of", 0], "--multiple-of"),
+        (["dense", "--warm-up", -5], "--warm-up"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused_before_there_is_any_text(
+    measured, run, tmp_path, monkeypatch, options, sentence
+):
+    monkeypatch.setattr("edgekit.distill.calibration.make_sequences", None)
+    verb, *rest = options
+    assert sentence in run(verb, measured[0], *rest, "--out", tmp_path / "o", code=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--tokens", 256, "--held-out-tokens", 0], "has no held-out sequence to measure on"),
+        (["--tokens", 64, "--held-out-tokens", 64, "--warm-up", 1], "too few to learn from"),
+    ],
+)
+def test_text_that_is_not_enough_for_a_dense_model_is_refused_before_the_pass(
+    measured, run, tmp_path, monkeypatch, options, sentence
+):
+    monkeypatch.setattr("edgekit.distill.densify.choose_pieces", None)
+    some = ["--sequence-length", 32, *options]
+    assert sentence in run("dense", measured[0], *some, "--out", tmp_path / "o", code=2)
+    assert not list(tmp_path.iterdir())
+
+

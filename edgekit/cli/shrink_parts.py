@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from edgekit.atomic import atomic_directory, link_or_copy, require_absent
+from edgekit.atomic import PARTIAL, atomic_directory, link_or_copy, require_absent
 from edgekit.cli.common import (
     Force,
     Json,
@@ -81,14 +82,20 @@ def parse_shares(option: str, text: str) -> tuple[float, ...]:
 
 @contextmanager
 def _text(
-    teacher: Path, section: DataSection, progress: Progress, statistics: Path | None = None
+    teacher: Path,
+    section: DataSection,
+    progress: Progress,
+    out: Path,
+    statistics: Path | None = None,
 ) -> Iterator[tuple[list[TokenSequence], Path]]:
-    """Sequences for one command, those of ``statistics`` if there are any, and a directory that
-    lives as long."""
+    """Sequences for one command, those of ``statistics`` if there are any, and a directory beside
+    ``out`` that lives as long."""
     from edgekit.distill.calibration import make_sequences
     from edgekit.sequences import FILE_NAME, read_sequences
 
-    with tempfile.TemporaryDirectory() as scratch:
+    out = out.absolute()
+    ending = f".{os.getpid()}{PARTIAL}"  # by which a killed one is found and removed
+    with tempfile.TemporaryDirectory(ending, f".{out.name}.", out.parent) as scratch:
         if statistics is None:
             make_sequences(teacher, section, Path(scratch), progress)
         yield read_sequences((statistics or Path(scratch)) / FILE_NAME), Path(scratch)
@@ -227,41 +234,50 @@ def dense(
     choice: Annotated[
         str, typer.Option(help="do_acp, acp, cp, frequency, random: whole experts; or neurons.")
     ] = "do_acp",
-    experts: Annotated[int, typer.Option(help="Per layer; 0: as many as a token uses.")] = 0,
-    neurons: Annotated[int, typer.Option(help="Per layer, with --choice neurons.")] = 0,
+    experts: Annotated[
+        int, typer.Option(min=0, help="Per layer; 0: as many as a token uses.")
+    ] = 0,
+    neurons: Annotated[int, typer.Option(min=0, help="Per layer, with --choice neurons.")] = 0,
     scaling: Annotated[str, typer.Option(help="uniform, marginal, fitted or auto.")] = "auto",
     family: Annotated[str, typer.Option(help="The dense family, where there are several.")] = "",
     warm_up: Annotated[
-        int, typer.Option(help="Steps in which every layer learns what its mixture said.")
+        int, typer.Option(min=0, help="Steps in which every layer learns what its mixture said.")
     ] = 0,
-    multiple_of: Annotated[int, typer.Option(help="Of the feed-forward's width.")] = 128,
+    multiple_of: Annotated[int, typer.Option(min=1, help="Of the feed-forward's width.")] = 128,
     data: Data = None,
     tokens: Tokens = 8192,
     held_out_tokens: HeldOut = 2048,
     sequence_length: Length = 256,
     seed: int = 0,
     json: Json = False,
+    force: Force = False,
 ) -> None:
     """A dense model of the best experts or neurons, which an NPU runs too."""
     section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
     from edgekit.distill.dense_layer import WarmUpOptions
     from edgekit.distill.dense_warm_up import warm_up as warm_up_student
+    from edgekit.distill.dense_warm_up import text_to_learn_from
     from edgekit.distill.densify import DenseOptions, densify
 
+    from edgekit.estimate import require_model
     options = DenseOptions(
-        choice, experts, neurons, scaling, family, multiple_of, tokens, seed
+        choice, experts, neurons, scaling, family, multiple_of, tokens, seed, force
     )  # fmt: skip
     progress = default_progress()
     teacher = resolve_model(model, progress)
     with (
+    if not data:  # the teacher will write the text
+        require_model(teacher, force)
         atomic_directory(out) as directory,
-        _text(teacher, section, progress) as (text, scratch),
+        _text(teacher, section, progress, out) as (text, scratch),
     ):
         student = scratch / "student" if warm_up else directory
+        if warm_up:
+            text_to_learn_from(text)
         student.mkdir(exist_ok=True)
         report = densify(teacher, text, options, student, progress)
         if warm_up:
-            steps = WarmUpOptions(steps=warm_up, seed=seed)
+            steps = WarmUpOptions(steps=warm_up, seed=seed, force=force)
             warmed = warm_up_student(teacher, student, text, steps, directory, progress)
             shutil.copyfile(student / "densify.json", directory / "densify.json")
     if json:
@@ -286,8 +302,8 @@ def slice_model(
     out: Out,
     feed_forward: Annotated[float, typer.Option(help="Share of the neurons that stays.")] = 1.0,
     hidden: Annotated[float, typer.Option(help="Share of the hidden channels that stays.")] = 1.0,
-    layers: Annotated[int, typer.Option(help="Layers to leave out, as one block.")] = 0,
-    multiple_of: Annotated[int, typer.Option(help="Of every width.")] = 128,
+    layers: Annotated[int, typer.Option(min=0, help="Layers to leave out, as one block.")] = 0,
+    multiple_of: Annotated[int, typer.Option(min=1, help="Of every width.")] = 128,
     data: Data = None,
     tokens: Tokens = 8192,
     held_out_tokens: HeldOut = 2048,
@@ -298,8 +314,8 @@ def slice_model(
 ) -> None:
     """A narrower or shallower model, dense or sparse."""
     section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
-    from edgekit.distill.slice_depth import DepthOptions, slice_depth
-    from edgekit.distill.slice_plan import WidthOptions
+    from edgekit.distill.slice_depth import DepthOptions, require_layers, slice_depth
+    from edgekit.distill.slice_plan import WidthOptions, require_sizes
     from edgekit.distill.slice_width import slice_width
     from edgekit.errors import BadInputError
     from edgekit.estimate import require_model
@@ -310,19 +326,23 @@ def slice_model(
     progress = default_progress()
     teacher = resolve_model(model, progress)
     require_model(teacher, force)
+    depth, width = DepthOptions(layers), WidthOptions(feed_forward, hidden, multiple_of)
+    if layers:
+        require_layers(teacher, depth)
+    if narrower:
+        require_sizes(teacher, width)
     reports: dict[str, Any] = {}
     with (
         atomic_directory(out) as directory,
-        _text(teacher, section, progress) as (text, scratch),
+        _text(teacher, section, progress, out) as (text, scratch),
     ):
         source = teacher
         if layers:
             shallow = scratch / "shallow" if narrower else directory
             shallow.mkdir(exist_ok=True)
-            reports["depth"] = slice_depth(source, text, DepthOptions(layers), shallow, progress)
+            reports["depth"] = slice_depth(source, text, depth, shallow, progress)
             source = shallow
         if narrower:
-            width = WidthOptions(feed_forward, hidden, multiple_of)
             whole = teacher if layers else None
             reports["width"] = slice_width(source, text, width, directory, progress, whole)
             if layers:
@@ -353,6 +373,7 @@ def merge(
     ] = None,
     seed: int = 0,
     json: Json = False,
+    force: Force = False,
 ) -> None:
     """Fewer experts by averaging similar ones (try leaving experts out first).
 
@@ -368,19 +389,23 @@ def merge(
     from edgekit.distill.shrink import statistics_on
     from edgekit.errors import BadInputError
 
+    from edgekit.estimate import require_model
     if method not in get_args(Method):
         raise BadInputError(f"--method {method}: choose one of {', '.join(get_args(Method))}")
     for option in given(context, "data", "tokens", "sequence_length") if statistics else ():
         raise BadInputError(f"{option}: the text of --statistics is used; leave it out")
-    options = MergeOptions(method=cast(Method, method), keep=keep, seed=seed)
+    options = MergeOptions(method=cast(Method, method), keep=keep, seed=seed, force=force)
     progress = default_progress()
     teacher = resolve_model(model, progress)
     require_options(teacher, options)
     with (
+    if not data and statistics is None:  # the teacher will write the text
+        require_model(teacher, force)
         atomic_directory(out) as directory,
-        _text(teacher, section, progress, statistics) as (text, scratch),
+        _text(teacher, section, progress, out, statistics) as (text, scratch),
     ):
-        found = statistics_on(teacher, text, scratch, statistics, PassOptions(), progress)
+        passes = PassOptions(force=force)
+        found = statistics_on(teacher, text, scratch, statistics, passes, progress)
         options = replace(options, protected=super_experts(found))
         report = merge_experts(teacher, text, options, directory, scratch, progress)
     if json:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from edgekit.distill.dense_moments import Moments
 from edgekit.distill.densify import DenseOptions, densify
 from edgekit.distill.loading import load_model
 from edgekit.distill.open_model import open_model
-from edgekit.errors import BadInputError, EdgekitError
+from edgekit.errors import BadInputError, EdgekitError, OutOfResourcesError
 from edgekit.progress import Silent
 from edgekit.sequences import TokenSequence
 from edgekit.tensorfile import TensorFile
@@ -340,6 +342,9 @@ def test_a_quantized_model_is_proven_as_strictly(tiny_model, tmp_path, family):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"multiple_of": 0}, "multiple_of is 0, expected at least 1"),
+        ({"multiple_of": -32}, "multiple_of is -32"),
+        ({"experts": -1}, "-1 experts of a layer's 4 cannot be taken"),
         ({"experts": 5}, "5 experts of a layer's 4 cannot be taken"),
         ({"choice": "best"}, "choice 'best' is not known; choose one of do_acp"),
         ({"scaling": "none"}, "scaling 'none' is not known"),
@@ -353,6 +358,23 @@ def test_options_that_make_no_sense_are_refused_before_any_work(
 ):
     with pytest.raises(BadInputError, match=sentence):
         make_dense(sparse, tmp_path, **options)
+
+
+@pytest.mark.parametrize("resource", ["memory", "disk"])
+def test_what_will_not_fit_is_refused_before_the_pass(sparse, tmp_path, monkeypatch, resource):
+    import edgekit.distill.densify as module
+
+    if resource == "memory":
+        monkeypatch.setattr("edgekit.memory.available_memory", lambda: 1000)
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    choose = module.choose_pieces
+    monkeypatch.setattr(module, "choose_pieces", None)
+    with pytest.raises(OutOfResourcesError, match=f"making the model dense needs .* of {resource}"):
+        make_dense(sparse, tmp_path)
+    monkeypatch.setattr(module, "choose_pieces", choose)
+    (tmp_path / "forced").mkdir()
+    make_dense(sparse, tmp_path / "forced", force=True)
 
 
 def test_dense_models_and_missing_text_are_refused(tiny_llama, sparse, tmp_path):

@@ -407,3 +407,9 @@ def test_a_disk_that_is_too_small_or_full_is_said(tiny_mixtral, tmp_path, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OutOfResourcesError, match="merging experts needs about"):
         run(tiny_mixtral, tmp_path)
+    monkeypatch.setattr("edgekit.memory.available_memory", lambda: 1000)
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(OutOfResourcesError, match=r"merging experts needs about .* of memory"):
+        run(tiny_mixtral, tmp_path)
+    shutil.rmtree(tmp_path / "out")
+    run(tiny_mixtral, tmp_path, force=True)

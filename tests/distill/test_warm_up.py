@@ -22,7 +22,7 @@ from edgekit.distill.dense_warm_up import warm_up
 from edgekit.distill.densify import DenseOptions, densify
 from edgekit.distill.divergence import measure, remember
 from edgekit.distill.loading import load_model
-from edgekit.errors import BadInputError, EdgekitError
+from edgekit.errors import BadInputError, EdgekitError, OutOfResourcesError
 from edgekit.progress import Silent
 from edgekit.sequences import TokenSequence
 
@@ -346,6 +346,18 @@ def test_too_little_text_is_refused(tiny_mixtral, tmp_path):
         "3 sequences are too few to learn from, as every 5th is kept to measure; raise [data] "
         "tokens"
     )
+
+
+def test_steps_below_zero_and_what_will_not_fit_are_refused(tiny_mixtral, tmp_path, monkeypatch):
+    student, out = tmp_path / "student", tmp_path / "out"
+    student.mkdir(), out.mkdir()
+    densify(tiny_mixtral, text(8, 20), DenseOptions(), student, Silent())
+    with pytest.raises(BadInputError, match="-5 steps cannot be made"):
+        warm_up(tiny_mixtral, student, text(8, 20), WarmUpOptions(steps=-5), out, Silent())
+    monkeypatch.setattr("edgekit.memory.available_memory", lambda: 1000)
+    with pytest.raises(OutOfResourcesError, match=r"warming up needs about .* of memory"):
+        warm_up(tiny_mixtral, student, text(8, 20), WarmUpOptions(steps=1), out, Silent())
+    assert not list(out.iterdir())
 
 
 def test_a_teacher_that_is_not_finite_is_named(tiny_mixtral, tmp_path):
