@@ -241,21 +241,6 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path, options, sente
 
 
 @pytest.mark.parametrize(
-    "options", [["--statistics", "s"], ["--streamed"]], ids=["statistics", "streamed"]
-)
-def test_an_unlisted_family_has_no_statistics_and_is_not_streamed(run, tmp_path, options):
-    (tmp_path / "config.json").write_text('{"model_type": "minimax"}')
-    error = run(tmp_path, "--out", tmp_path / "out", *options, code=2)
-    assert f"{options[0]}: a minimax is no family of the table" in error
-
-
-def test_an_unlisted_family_is_told_what_it_can_have(tiny_mixtral, run, tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text('{"model_type": "minimax"}')
-    error = run(model, "--keep", "0.5", "--out", tmp_path / "out", code=2)
-    assert "minimax is no family of the table" in error and "--data" in error
-@pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["slice", "--layers", 1, "--feed-forward", 1.5], "feed_forward is 1.5, expected a share"),
@@ -291,3 +276,18 @@ def test_text_that_is_not_enough_for_a_dense_model_is_refused_before_the_pass(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "options", [["--statistics", "s"], ["--streamed"]], ids=["statistics", "streamed"]
+)
+def test_an_unlisted_family_has_no_statistics_and_is_not_streamed(run, tmp_path, options):
+    (tmp_path / "config.json").write_text('{"model_type": "minimax"}')
+    error = run(tmp_path, "--out", tmp_path / "out", *options, code=2)
+    assert f"{options[0]}: a minimax is no family of the table" in error
+
+
+def test_an_unlisted_family_is_told_what_it_can_have(tiny_mixtral, run, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "minimax"}')
+    error = run(model, "--keep", "0.5", "--out", tmp_path / "out", code=2)
+    assert "minimax is no family of the table" in error and "--data" in error

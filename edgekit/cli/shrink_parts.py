@@ -249,31 +249,31 @@ def dense(
     held_out_tokens: HeldOut = 2048,
     sequence_length: Length = 256,
     seed: int = 0,
-    json: Json = False,
     force: Force = False,
+    json: Json = False,
 ) -> None:
     """A dense model of the best experts or neurons, which an NPU runs too."""
     section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
     from edgekit.distill.dense_layer import WarmUpOptions
-    from edgekit.distill.dense_warm_up import warm_up as warm_up_student
     from edgekit.distill.dense_warm_up import text_to_learn_from
+    from edgekit.distill.dense_warm_up import warm_up as warm_up_student
     from edgekit.distill.densify import DenseOptions, densify
-
     from edgekit.estimate import require_model
+
     options = DenseOptions(
         choice, experts, neurons, scaling, family, multiple_of, tokens, seed, force
     )  # fmt: skip
     progress = default_progress()
     teacher = resolve_model(model, progress)
-    with (
     if not data:  # the teacher will write the text
         require_model(teacher, force)
+    with (
         atomic_directory(out) as directory,
         _text(teacher, section, progress, out) as (text, scratch),
     ):
-        student = scratch / "student" if warm_up else directory
         if warm_up:
             text_to_learn_from(text)
+        student = scratch / "student" if warm_up else directory
         student.mkdir(exist_ok=True)
         report = densify(teacher, text, options, student, progress)
         if warm_up:
@@ -325,12 +325,12 @@ def slice_model(
         raise BadInputError("nothing to slice; give --feed-forward, --hidden or --layers")
     progress = default_progress()
     teacher = resolve_model(model, progress)
-    require_model(teacher, force)
     depth, width = DepthOptions(layers), WidthOptions(feed_forward, hidden, multiple_of)
     if layers:
         require_layers(teacher, depth)
     if narrower:
         require_sizes(teacher, width)
+    require_model(teacher, force)
     reports: dict[str, Any] = {}
     with (
         atomic_directory(out) as directory,
@@ -372,8 +372,8 @@ def merge(
         Path | None, typer.Option(help="Directory of `shrink stats`, whose text is used.")
     ] = None,
     seed: int = 0,
-    json: Json = False,
     force: Force = False,
+    json: Json = False,
 ) -> None:
     """Fewer experts by averaging similar ones (try leaving experts out first).
 
@@ -388,8 +388,8 @@ def merge(
     from edgekit.distill.merge_pass import MergeOptions
     from edgekit.distill.shrink import statistics_on
     from edgekit.errors import BadInputError
-
     from edgekit.estimate import require_model
+
     if method not in get_args(Method):
         raise BadInputError(f"--method {method}: choose one of {', '.join(get_args(Method))}")
     for option in given(context, "data", "tokens", "sequence_length") if statistics else ():
@@ -398,9 +398,9 @@ def merge(
     progress = default_progress()
     teacher = resolve_model(model, progress)
     require_options(teacher, options)
-    with (
     if not data and statistics is None:  # the teacher will write the text
         require_model(teacher, force)
+    with (
         atomic_directory(out) as directory,
         _text(teacher, section, progress, out, statistics) as (text, scratch),
     ):
