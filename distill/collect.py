@@ -60,6 +60,13 @@ class Share:
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
+def own_device(device: str) -> str:
+    """torch's ``device`` for this process: of plain "cuda" the GPU that ``accelerate launch`` or
+    ``torchrun`` means for it."""
+    rank = os.environ.get("LOCAL_RANK", "")
+    return f"{device}:{rank}" if device == "cuda" and rank else device
+
+
 @dataclass(frozen=True)
 class PassOptions:
     """How to run the model.

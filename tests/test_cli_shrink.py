@@ -13,6 +13,7 @@ from edgekit.cli.main import main
 from edgekit.distill import collect as collect_module
 from edgekit.distill.keep import super_experts
 from edgekit.distill.statistics import Statistics
+from edgekit.errors import BadInputError
 
 EIGHT = {"num_local_experts": 8, "num_experts": 8}
 TEXT = ["--tokens", "256", "--held-out-tokens", "192", "--sequence-length", "32"]
@@ -118,6 +119,21 @@ def test_a_failure_of_one_process_or_before_another_has_written_is_none_of_a_rac
         with pytest.raises(FileNotFoundError):
             write_once(tmp_path / "out", workers, failing)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("asked", "rank", "used"), [("cuda", "3", "cuda:3"), ("cuda", "", "cuda"), ("cpu", "3", "cpu")]
+)
+def test_every_process_of_a_machine_has_a_gpu_of_its_own(
+    measured, run, tmp_path, monkeypatch, asked, rank, used
+):
+    def seen(*arguments):
+        raise BadInputError(f"on {arguments[-1].device}")
+
+    monkeypatch.setattr(collect_module, "collect", seen)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    error = run("stats", measured[0], "--device", asked, "--out", tmp_path / "o", *TEXT, code=2)
+    assert error.strip().endswith(f"on {used}")
 
 
 def test_the_table_of_auto_and_of_nested_sizes_fits_the_screen(measured, run, tmp_path):

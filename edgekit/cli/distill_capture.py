@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -93,10 +93,11 @@ def capture(
     from edgekit.digests import json_digest
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.capture import CaptureOptions, capture_shards, finish_capture
-    from edgekit.distill.collect import PassOptions, Share
+    from edgekit.distill.collect import PassOptions, Share, own_device
 
     teacher = resolve_model(model, progress)
-    running = PassOptions(device=device, mode="streamed" if streamed else "auto", force=force)
+    mode: Literal["auto", "streamed"] = "streamed" if streamed else "auto"
+    running = PassOptions(device=own_device(device), mode=mode, force=force)
     options = dataclasses.replace(CaptureOptions.of(kept), running=running)
     out = out.absolute()
     text = sequences or section.model_dump(mode="json")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -122,7 +122,7 @@ def stats(
     section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
     from edgekit.digests import json_digest
     from edgekit.distill.calibration import make_sequences
-    from edgekit.distill.collect import PassOptions, Share, collect
+    from edgekit.distill.collect import PassOptions, Share, collect, own_device
     from edgekit.distill.keep import super_experts
     from edgekit.distill.shrink import STATISTICS
     from edgekit.distill.skew import skew
@@ -136,7 +136,8 @@ def stats(
     out = out.absolute()
     key = json_digest([str(teacher.resolve()), section.model_dump(mode="json")])[:12]
     scratch = out.with_name(f".{out.name}.state-{key}")
-    options = PassOptions(device=device, mode="streamed" if streamed else "auto", force=force)
+    mode: Literal["auto", "streamed"] = "streamed" if streamed else "auto"
+    options = PassOptions(device=own_device(device), mode=mode, force=force)
     text = scratch / f"text-{share.rank}"
     text.mkdir(parents=True, exist_ok=True)
     make_sequences(teacher, section, text, progress, text)
@@ -234,9 +235,7 @@ def dense(
     choice: Annotated[
         str, typer.Option(help="do_acp, acp, cp, frequency, random: whole experts; or neurons.")
     ] = "do_acp",
-    experts: Annotated[
-        int, typer.Option(min=0, help="Per layer; 0: as many as a token uses.")
-    ] = 0,
+    experts: Annotated[int, typer.Option(min=0, help="Per layer; 0: as many as a token uses.")] = 0,
     neurons: Annotated[int, typer.Option(min=0, help="Per layer, with --choice neurons.")] = 0,
     scaling: Annotated[str, typer.Option(help="uniform, marginal, fitted or auto.")] = "auto",
     family: Annotated[str, typer.Option(help="The dense family, where there are several.")] = "",
