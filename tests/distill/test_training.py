@@ -1,6 +1,8 @@
 """How a student is trained: options that change the result, and those that must not."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,3 +284,39 @@ def test_a_split_model_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(BadInputError, match=r"asks for FSDP.*whole student"):
         Processes.start("cpu")
+
+
+def test_trackers_see_every_step_and_what_they_wrote_is_beside_the_student(
+    student, cache, tmp_path, monkeypatch
+):
+    import accelerate.tracking as tracking
+    from accelerate.utils import LoggerType
+
+    class Lines(tracking.GeneralTracker):
+        name, requires_logging_directory = "tensorboard", True
+
+        def __init__(self, run_name, logging_dir=None, **_):
+            super().__init__()
+            self.path = Path(logging_dir) / f"{run_name}.jsonl"
+
+        @property
+        def tracker(self):
+            return self.path
+
+        def store_init_configuration(self, values):
+            self.log(values, "options")
+
+        def log(self, values, step=None, **_):
+            with self.path.open("a") as file:
+                file.write(json.dumps([step, values]) + "\n")
+
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Lines)
+    report, _ = healed(
+        student, cache, tmp_path / "out", trackers=("tensorboard",), steps=2, evaluate_every=2
+    )
+    (written,) = (tmp_path / "out" / "trackers").rglob("*.jsonl")
+    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    assert [step for step, _ in lines] == ["options", 0, 1, 2, 2]
+    assert lines[0][1]["batch_tokens"] == 120 and set(lines[1][1]) == {"KL", "KL, a", "KL, b"}
+    assert [round(v["loss"], 5) for _, v in lines[1:] if "loss" in v] == report.losses
