@@ -42,7 +42,7 @@ from edgekit.distill.resident import resident
 from edgekit.errors import BadInputError
 from edgekit.memory import require_disk, require_memory
 from edgekit.progress import Progress
-from edgekit.sequences import TokenSequence, sequences_digest
+from edgekit.sequences import TokenSequence, evenly_spaced, sequences_digest
 
 REPORT = "densify.json"
 SEQUENCE = 512  # tokens of a calibration sequence, at most
@@ -215,7 +215,8 @@ def write_dense(
 
 
 def calibration_text(sequences: Sequence[TokenSequence], tokens: int) -> list[TokenSequence]:
-    """About ``tokens`` of the text that is not held out, from all over it, in short sequences.
+    """About ``tokens`` of the text that is not held out, from all over every domain, in short
+    sequences.
 
     Raises:
         BadInputError: there is none.
@@ -226,8 +227,7 @@ def calibration_text(sequences: Sequence[TokenSequence], tokens: int) -> list[To
     ]  # fmt: skip
     if not text:
         raise BadInputError("no calibration text; raise [data] tokens")
-    total = sum(len(s.tokens) for s in text)
-    return text[:: max(1, total // max(1, tokens))]
+    return evenly_spaced(text, tokens / sum(len(s.tokens) for s in text))
 
 
 def _wanted(source: Architecture, options: DenseOptions, path: str) -> Wanted:

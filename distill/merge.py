@@ -48,7 +48,7 @@ from edgekit.errors import BadInputError
 from edgekit.memory import require_disk, require_memory
 from edgekit.progress import Progress
 from edgekit.rules import experts_to_keep
-from edgekit.sequences import TokenSequence, sequences_digest
+from edgekit.sequences import TokenSequence, evenly_spaced, sequences_digest
 
 REPORT = "merge.json"
 
@@ -188,7 +188,6 @@ def _require_protected(opened: OpenModel, options: MergeOptions) -> None:
 
 
 def _enough(text: Text, tokens: int) -> Text:
-    """Sequences from all over the text that have about ``tokens`` together."""
-    total = sum(len(s.tokens) for s in text.sequences)
-    some = text.sequences[:: max(1, total // tokens)]
+    """Sequences from all over every domain that have about ``tokens`` together."""
+    some = evenly_spaced(text.sequences, tokens / sum(len(s.tokens) for s in text.sequences))
     return Text.of(some, chunk_bounds(some))

@@ -48,7 +48,7 @@ from edgekit.nested import NESTED
 from edgekit.progress import Progress
 from edgekit.recipe import ShrinkSection
 from edgekit.rules import experts_to_keep
-from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences
+from edgekit.sequences import FILE_NAME, TokenSequence, evenly_spaced, read_sequences
 
 STATISTICS = "statistics.safetensors"
 MEASURED_PER_DOMAIN = 32  # held-out sequences, at most
@@ -269,7 +269,7 @@ def _usage(
 ) -> Statistics:
     """Who uses what is left: a picture, and whether every expert is reached."""
     calibration = [s for s in text if not s.held_out]
-    sample = calibration[:: max(1, len(calibration) // USAGE_SEQUENCES)]
+    sample = evenly_spaced(calibration, USAGE_SEQUENCES / len(calibration))
     return collect(out, sample, scratch, progress, options=passes)
 
 

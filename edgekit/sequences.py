@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,22 @@ def equal_length_runs(sequences: Sequence[TokenSequence], max_tokens: int) -> li
                 continue
         runs.append((number, number + 1))
     return runs
+
+
+def evenly_spaced(sequences: Sequence[TokenSequence], share: float) -> list[TokenSequence]:
+    """About ``share`` of the sequences of every domain, at least one, from all over it.
+
+    They stay in their order. (Every n-th sequence of a text that alternates between n domains would
+    be of one domain only.)
+    """
+    by_domain: dict[str, list[int]] = {}
+    for number, sequence in enumerate(sequences):
+        by_domain.setdefault(sequence.domain, []).append(number)
+    chosen: list[int] = []
+    for numbers in by_domain.values():
+        count = min(len(numbers), max(1, math.ceil(share * len(numbers))))
+        chosen += [numbers[i * len(numbers) // count] for i in range(count)]
+    return [sequences[number] for number in sorted(chosen)]
 
 
 def stacked(sequences: Sequence[TokenSequence]) -> NDArray[np.int64]:
