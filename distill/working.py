@@ -27,7 +27,7 @@ class Working(BaseModel):
     @property
     def sentence(self) -> str:
         """For a person."""
-        threads = f", {self.threads} threads" if self.threads else ""
+        threads = f", threads: {self.threads}" if self.threads else ""
         return f"micro-batches of {self.micro_batch_tokens} tokens in {self.precision}{threads}"
 
 
