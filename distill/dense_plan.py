@@ -3,8 +3,9 @@
 ``down(act(gate x) * up x)`` of experts side by side is their sum, so the rows of gate and up and
 the columns of down are concatenated; the constant that stands for a gate is multiplied into down,
 or, where a family's gates multiply the experts' inputs, into gate and up. A shared expert comes
-after them. Layers that need fewer neurons than the widest are filled with zeros, which changes
-nothing.
+after them. Layers that need fewer neurons than the widest are filled with neurons whose columns of
+down are zeros, which changes nothing; gate and up have random rows as large as the others, without
+which no training could ever move such a neuron.
 """
 
 from __future__ import annotations
@@ -144,6 +145,10 @@ def dense_tensors(
         for values in _matrices(checkpoint, layer, plan, projection):
             rows[first : first + len(values)] = values
             first += len(values)
+        if projection != "down":
+            rng = np.random.default_rng((spec.layer, projection == "up"))
+            size = np.sqrt(np.square(rows[:first], dtype=np.float64).mean()).astype(np.float32)
+            rows[first:] = size * rng.standard_normal(rows[first:].shape, np.float32)
         return filled
 
     return tensor

@@ -75,7 +75,8 @@ class DenseLayer(BaseModel):
     """What a sparse layer became. ``experts`` in the order in which they were taken, with the
     number of their ``neurons`` and the constant that stands for the gate; ``scores`` of all
     experts. ``errors`` are squared errors of the feed-forward's output relative to the squared
-    output, per kind of constants. ``room`` counts the neurons that are zeros."""
+    output, per kind of constants. ``room`` counts the neurons that say nothing until they are
+    trained."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -340,14 +341,14 @@ def _notes(source: Architecture, report: DenseReport) -> list[str]:
     room = max(layer.room for layer in report.layers.values())
     if room >= mixture.intermediate_size:
         notes.append(
-            f"the model's dense layers are wider: the sparse ones have {room} neurons of zeros, "
-            f"room for {room // mixture.intermediate_size} more experts at no cost"
+            f"the model's dense layers are wider: the sparse ones have {room} neurons that say "
+            f"nothing yet, room for {room // mixture.intermediate_size} more experts at no cost"
         )
     filled = [report.width - layer.dense.size for layer in source.layers if layer.dense]
     if any(filled):
         notes.append(
-            f"{len(filled)} layers that were dense have {max(filled)} neurons of zeros, because "
-            "all layers have one width"
+            f"{len(filled)} layers that were dense have {max(filled)} neurons that say nothing "
+            "yet, because all layers have one width"
         )
     return notes
 

@@ -225,7 +225,7 @@ def test_auto_writes_the_constants_with_the_smallest_divergence(sparse, tmp_path
     assert saved["layers"]["0"]["experts"] == report.layers[0].experts
 
 
-def test_layers_that_were_dense_are_filled_with_zeros_to_one_width(tiny_model, tmp_path):
+def test_layers_are_filled_to_one_width_with_neurons_that_say_nothing(tiny_model, tmp_path):
     source = tiny_model("qwen3_moe", intermediate_size=192, mlp_only_layers=[0])
     out, report = make_dense(source, tmp_path, experts=1, multiple_of=32)
     assert report.width == 192
@@ -235,15 +235,24 @@ def test_layers_that_were_dense_are_filled_with_zeros_to_one_width(tiny_model, t
         for name in ("gate", "up", "down"):
             tensor = f"model.layers.0.mlp.{name}_proj.weight"
             np.testing.assert_array_equal(dense.float32(tensor), sparse_one.float32(tensor))
-        up = dense.float32("model.layers.1.mlp.up_proj.weight")
-        assert np.abs(up[:WIDE]).min(1).max() > 0 and not up[WIDE:].any()
+        for name in ("gate", "up"):
+            rows = dense.float32(f"model.layers.1.mlp.{name}_proj.weight")
+            sizes = [float(part.std()) for part in (rows[:WIDE], rows[WIDE:])]
+            assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+        assert not dense.float32("model.layers.1.mlp.down_proj.weight")[:, WIDE:].any()
+    model = load_model(out).requires_grad_(True)
+    model(torch.arange(3, 40)[None], use_cache=False).logits.logsumexp(-1).sum().backward()
+    gradient = model.model.layers[1].mlp.down_proj.weight.grad  # and so they can be trained
+    assert gradient[:, WIDE:].abs().amax(0).min() > 0
     wider = tmp_path / "wider"
     wider.mkdir()
     out, report = make_dense(source, wider, experts=4)
     assert report.width == 256
     with Checkpoint(out) as dense:
         assert not dense.float32("model.layers.0.mlp.down_proj.weight")[:, 192:].any()
-    assert any("1 layers that were dense have 64 neurons of zeros" in n for n in report.notes)
+    assert any(
+        "1 layers that were dense have 64 neurons that say nothing yet" in n for n in report.notes
+    )
 
 
 def test_neurons_fill_the_room_that_wider_dense_layers_make(tiny_model, tmp_path):
