@@ -22,7 +22,7 @@ from edgekit.distill.dense_choice import (
 from edgekit.distill.dense_moments import Moments
 from edgekit.distill.densify import DenseOptions, densify
 from edgekit.distill.loading import load_model
-from edgekit.distill.open_model import open_model
+from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.errors import BadInputError, EdgekitError, OutOfResourcesError
 from edgekit.progress import Silent
 from edgekit.sequences import TokenSequence
@@ -281,14 +281,33 @@ def test_a_gate_of_the_shared_expert_becomes_its_mean_and_the_report_says_so(tin
         assert down.shape[1] == 256 and not down[:, first + 96 :].any()  # 224 is no multiple
 
 
-def test_a_model_that_does_not_fit_in_memory_gives_the_same(sparse, tmp_path, monkeypatch):
-    whole, report = make_dense(sparse, tmp_path)
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_a_model_that_does_not_fit_in_memory_gives_the_same_and_is_read_a_few_times(
+    tiny_model, tmp_path, monkeypatch, family
+):
+    source, sequences = tiny_model(family), text()
+    whole, report = make_dense(source, tmp_path, sequences)
     monkeypatch.setattr("edgekit.distill.resident.available_memory", lambda: 0)
-    (tmp_path / "streamed").mkdir()
-    streamed, other = make_dense(sparse, tmp_path / "streamed")
-    assert other == report
-    weights = [(out / "model.safetensors").read_bytes() for out in (whole, streamed)]
-    assert weights[0] == weights[1]
+    monkeypatch.setattr("edgekit.distill.divergence.FORWARD_TOKENS", 1)  # a group a sequence
+    reads = []
+    load = OpenModel.load_layer
+
+    def counted(opened, number):
+        reads.append((opened.path, number))
+        load(opened, number)
+
+    monkeypatch.setattr(OpenModel, "load_layer", counted)
+    for count in (1, 5):  # held-out sequences
+        more = [TokenSequence(s.tokens, s.domain, True) for s in sequences[:1] * count]
+        (tmp_path / f"{count}").mkdir()
+        reads.clear()
+        streamed, other = make_dense(source, tmp_path / f"{count}", [*more, *sequences[1:]])
+        # the pass, the teacher's answers, three kinds of constants, and the proof
+        assert reads.count((source, 1)) == 6 and reads.count((streamed, 1)) == 1
+        if count == 1:
+            assert other == report
+            weights = [(out / "model.safetensors").read_bytes() for out in (whole, streamed)]
+            assert weights[0] == weights[1]
 
 
 def test_half_precision_is_kept_and_the_reloaded_model_is_close(sparse, tmp_path):
