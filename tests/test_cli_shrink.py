@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgekit.checkpoint import Checkpoint, read_config
-from edgekit.cli import shrink_parts
+from edgekit.cli import shrink_stats
 from edgekit.cli.common import write_once
 from edgekit.cli.main import main
 from edgekit.distill import collect as collect_module
@@ -69,6 +69,8 @@ def test_processes_share_the_statistics_and_the_last_writes_them(
         shown.append(run("stats", teacher, "--out", out, *TEXT))
         assert out.is_dir() == (rank == "0")
     assert "left to other processes" in shown[0] and "tokens measured" in shown[1]
+    assert "written by another process, or earlier" in run("stats", teacher, "--out", out, *TEXT)
+    assert not list(tmp_path.glob(".out.*"))  # a process that begins late measures nothing
     monkeypatch.delenv("WORLD_SIZE")
     alone = tmp_path / "alone"
     run("stats", teacher, "--out", alone, *TEXT)
@@ -97,9 +99,9 @@ def test_of_two_processes_that_are_last_at_once_one_writes(
             shutil.rmtree(scratch)
 
     if moment == "link_or_copy":
-        original = shrink_parts.link_or_copy
+        original = shrink_stats.link_or_copy
         monkeypatch.setattr(
-            shrink_parts, moment, lambda *paths: (other_is_faster(), original(*paths))
+            shrink_stats, moment, lambda *paths: (other_is_faster(), original(*paths))
         )
     else:  # its last chunk is there, and all are read to be added up
         original = collect_module.add_up

@@ -12,16 +12,8 @@ import typer
 from edgekit.atomic import atomic_directory
 from edgekit.checkpoint import read_config
 from edgekit.cli.common import Force, Json, Model, Out, console, count, given, print_json, table
-from edgekit.cli.shrink_parts import (
-    PARTS,
-    Data,
-    HeldOut,
-    Length,
-    Streamed,
-    Tokens,
-    parse_shares,
-    sampling,
-)
+from edgekit.cli.shrink_options import Data, HeldOut, Length, Streamed, Tokens, sampling
+from edgekit.cli.shrink_parts import PARTS, parse_shares
 from edgekit.errors import BadInputError
 from edgekit.family_table import FAMILIES
 from edgekit.progress import default_progress
