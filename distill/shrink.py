@@ -136,10 +136,11 @@ def shrink(
                 )
             proof = text[0].tokens.tolist()
             expected = masked_logits(opened, choice.kept, proof)
-        more = {NESTED: [p.experts for p in nested.prefixes]} if nested else {}
-        smaller = write_pruned(opened.checkpoint, choice.kept, out, progress, more)
     del opened
-    gc.collect()  # its embedding, which hooks keep in cycles, before the smaller model is read
+    gc.collect()  # cycles keep its embedding and head, which writing has no use for
+    more = {NESTED: [p.experts for p in nested.prefixes]} if nested else {}
+    with Checkpoint(model) as checkpoint:
+        smaller = write_pruned(checkpoint, choice.kept, out, progress, more)
     check_pruned(out, smaller.parameters(), choice.kept, proof, expected, streamed=streamed)
     after = _usage(out, text, scratch, passes, progress)
     report = ShrinkReport(
