@@ -18,19 +18,21 @@ BETAS = (0.9, 0.95)  # of AdamW
 def make_optimizer(
     parameters: Iterable[nn.Parameter], params: DistillSection
 ) -> torch.optim.Optimizer:
-    """As the recipe says.
+    """As the recipe says. Only matrices decay: norms and biases are no larger than they must be.
 
     AdamW keeps two moments of every weight. Adafactor (arXiv 1804.04235) keeps the sums of rows and
     columns of the second and none of the first; its steps are relative to the root mean square of a
     weight, so it wants a larger learning rate.
     """
+    chosen = list(parameters)
+    groups = [
+        {"params": [p for p in chosen if p.dim() > 1], "weight_decay": params.weight_decay},
+        {"params": [p for p in chosen if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    kept = [group for group in groups if group["params"]]
     if params.optimizer == "adafactor":
-        return torch.optim.Adafactor(
-            parameters, lr=params.learning_rate, weight_decay=params.weight_decay
-        )
-    return torch.optim.AdamW(
-        parameters, lr=params.learning_rate, betas=BETAS, weight_decay=params.weight_decay
-    )
+        return torch.optim.Adafactor(kept, lr=params.learning_rate)
+    return torch.optim.AdamW(kept, lr=params.learning_rate, betas=BETAS)
 
 
 def schedule(step: int, steps: int, warm_up: float = WARM_UP, decay: str = "cosine") -> float:

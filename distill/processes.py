@@ -53,7 +53,8 @@ class Processes:
                     "whole student in every process; choose plain multi-CPU or multi-GPU, and save "
                     "memory by lora_rank, activation_checkpointing or optimizer adafactor"
                 )
-        on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+        on_cpu = device == "cpu" or (device == "auto" and (told or not torch.cuda.is_available()))
         state = PartialState(cpu=on_cpu)
         chosen = CPU if on_cpu else torch.device(state.device)
         if state.num_processes == 1 and device != "auto":

@@ -101,9 +101,9 @@ def require_training_memory(
             "activation_checkpointing, lora_rank, optimizer adafactor or fewer parts in trainable, "
             "or pass --force"
         )
-    what = f"{opened.path}: training in micro-batches of {params.micro_batch_tokens} tokens"
-    needed = needs.total(params.micro_batch_tokens)
-    require_memory(needed, what, force, available=available, advice=advice)
+    tokens = max(params.micro_batch_tokens, needs.longest)
+    what = f"{opened.path}: training in micro-batches of {tokens} tokens"
+    require_memory(needs.total(tokens), what, force, available=available, advice=advice)
 
 
 def activation_values(architecture: Architecture, row: int, checkpointing: bool) -> int:

@@ -50,7 +50,7 @@ def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
     distill = recipe.distill
     seen = distill.steps * distill.batch_tokens if distill else 0
     cache = _cache_bytes(recipe)
-    trained = model_bytes(student, keep, distill.trainable if distill else ())
+    trained = _training_bytes(student, keep, distill)
     written, tuned = _stage_tokens(distill)
     # step -> (multiply-adds, memory, disk)
     table = {
@@ -117,17 +117,29 @@ def require_resources(estimates: Sequence[StepEstimate], out: Path, force: bool)
         require_disk(out, sum(e.disk_bytes for e in estimates), "the build")
 
 
+def _training_bytes(student: Architecture, keep: float, distill: DistillSection | None) -> int:
+    """Memory to train a student as ``distill`` says; adapters are small beside what they adapt."""
+    if not distill or distill.lora_rank:
+        return model_bytes(student, keep)
+    per_weight = TRAINED_BYTES if distill.optimizer == "adamw" else 2 * FLOAT32_BYTES
+    return model_bytes(student, keep, distill.trainable, per_weight)
+
+
 def model_bytes(
-    architecture: Architecture, keep: float = 1.0, trainable: Sequence[str] = ()
+    architecture: Architecture,
+    keep: float = 1.0,
+    trainable: Sequence[str] = (),
+    trained_bytes: int = TRAINED_BYTES,
 ) -> int:
-    """Memory to run a model with a fraction of the experts kept, and to train ``trainable``."""
+    """Memory to run a model with a fraction of the experts kept, and to train ``trainable`` at
+    ``trained_bytes`` per weight."""
     total = BASE_MEMORY + LOGIT_BYTES * architecture.vocab_size
     for spec in architecture.tensors():
         feed_forward = "mlp" if spec.projection in ("gate", "up", "down") else "attention"
         part = ROLE_PARTS.get(spec.role, feed_forward)
         trained = "all" in trainable or part in trainable
         share = keep if spec.role == "expert" else 1.0
-        total += int(spec.parameters * share) * (TRAINED_BYTES if trained else FLOAT32_BYTES)
+        total += int(spec.parameters * share) * (trained_bytes if trained else FLOAT32_BYTES)
     return total
 
 

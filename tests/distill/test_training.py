@@ -15,7 +15,7 @@ from edgekit.distill.divergence import Divergence, remember
 from edgekit.distill.evaluation import note_evaluation
 from edgekit.distill.loading import load_model
 from edgekit.distill.open_model import open_model
-from edgekit.distill.optimizers import schedule
+from edgekit.distill.optimizers import make_optimizer, schedule
 from edgekit.distill.processes import Processes
 from edgekit.distill.state import Evaluation, TrainingState
 from edgekit.distill.train import training_digest
@@ -101,6 +101,17 @@ def test_every_optimizer_continues_to_the_same_weights(
     assert again.losses == report.losses and again.evaluations == report.evaluations
     for name, expected in whole.items():
         assert np.array_equal(resumed[name], expected), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_only_matrices_decay(optimizer):
+    matrix, vector = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(3))
+    section = DistillSection(steps=1, optimizer=optimizer, weight_decay=0.5, learning_rate=0.1)
+    made = make_optimizer([matrix, vector], section)
+    for parameter in (matrix, vector):
+        parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    assert torch.allclose(matrix, torch.full((3, 2), 0.95)) and torch.equal(vector, torch.ones(3))
 
 
 def test_rates_fall_as_asked():
