@@ -23,6 +23,7 @@ from miniature_corpus import Corpus, read_corpus
 from miniature_experiments import EXPERIMENTS, Row, miniature
 from miniature_teacher import train_teacher
 
+from edgekit.atomic import atomic_directory
 from edgekit.progress import default_progress
 
 Results = dict[tuple[str, str, str], list[float]]  # experiment, setting, method -> KL by seed
@@ -37,9 +38,9 @@ TITLES = {
 def teacher(directory: Path, corpus: Corpus, steps: int, seed: int) -> Path:
     """The teacher of a seed, trained unless it is there."""
     path = directory / f"{steps}-steps-seed-{seed}"
-    if not (path / "config.json").is_file():
-        path.mkdir(parents=True)
-        entropy = train_teacher(path, corpus, steps, seed, default_progress())
+    if not path.is_dir():
+        with atomic_directory(path) as made:
+            entropy = train_teacher(made, corpus, steps, seed, default_progress())
         print(f"seed {seed}: held-out cross-entropy {entropy:.3f} nats per byte", flush=True)
     return path
 

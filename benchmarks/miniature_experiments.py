@@ -22,7 +22,7 @@ from edgekit.distill.automatic import Candidate, choose_by_measurement
 from edgekit.distill.capture import CaptureOptions, capture
 from edgekit.distill.collect import collect
 from edgekit.distill.criteria import CRITERIA
-from edgekit.distill.dense_choice import CHOICES
+from edgekit.distill.dense_choice import CHOICES, SCALINGS
 from edgekit.distill.densify import DenseOptions, densify
 from edgekit.distill.divergence import RememberedTargets, measure, remember
 from edgekit.distill.keep import Kept, choose, super_experts
@@ -203,9 +203,10 @@ def make_dense(m: Miniature) -> Iterator[Row]:
     for count in DENSE_EXPERTS:
         setting = f"{count} experts"
         for choice in CHOICES:
-            student, constants = dense(m, choice, count)
+            student = dense(m, choice, count)
             if choice == "do_acp":
-                for kind, kl in constants.items():
+                for kind in SCALINGS:
+                    kl = m.kl(dense(m, choice, count, kind))
                     yield Row("sparse to dense", f"{setting}, before", f"{choice} {kind}", kl)
                 blank = without_feed_forward(m, student)
                 yield Row("sparse to dense", f"{setting}, before", "random weights", m.kl(blank))
@@ -215,13 +216,13 @@ def make_dense(m: Miniature) -> Iterator[Row]:
             yield Row("sparse to dense", f"{setting}, trained", choice, healed)
 
 
-def dense(m: Miniature, choice: str, count: int) -> tuple[Path, dict[str, float]]:
-    """The dense checkpoint of ``count`` experts, and the KL by kind of constants."""
+def dense(m: Miniature, choice: str, count: int, scaling: str = "auto") -> Path:
+    """The dense checkpoint of ``count`` experts."""
     out = m.new()
     text = [*m.calibration, *m.choosing.sequences]
-    options = DenseOptions(choice=choice, experts=count)
-    report = densify(m.teacher, text, options, out, Silent())
-    return out, {kind: found.all.value for kind, found in report.divergence.items()}
+    options = DenseOptions(choice=choice, experts=count, scaling=scaling)
+    densify(m.teacher, text, options, out, Silent())
+    return out
 
 
 def without_feed_forward(m: Miniature, student: Path) -> Path:

@@ -1,6 +1,6 @@
 """llmcompressor's REAP modifier on one checkpoint; runs in an environment of its own.
 
-    PEER_ENV/bin/python benchmarks/reap_peer.py MODEL IDS.npy KEEP RESULT.json
+    PEER_ENV/bin/python benchmarks/reap_peer.py MODEL IDS.npy KEEP BATCH RESULT.json
 
 Run by ``benchmarks/shrink_peers.py``. The pipeline "basic" measures the whole model before it
 prunes, as edgekit does; only routed tokens are run through an expert.
@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-BATCH = 8
-
 
 def memory(field: str) -> int:
     """A field of this process' memory, in bytes."""
@@ -30,12 +28,8 @@ def memory(field: str) -> int:
 
 def main() -> None:
     """Prune, then write keep-set, seconds and memory."""
-    model_path, ids_path, keep, result = (
-        Path(sys.argv[1]),
-        sys.argv[2],
-        int(sys.argv[3]),
-        sys.argv[4],
-    )
+    model_path, ids_path, result = Path(sys.argv[1]), sys.argv[2], sys.argv[5]
+    keep, batch = int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     from llmcompressor import oneshot
     from llmcompressor.modeling.moe.linearize import linearize_moe
@@ -47,7 +41,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     linearize_moe(model)
     ids = torch.from_numpy(np.load(ids_path))
-    rows = [{"input_ids": ids[i : i + BATCH]} for i in range(0, len(ids), BATCH)]
+    rows = [{"input_ids": ids[i : i + batch]} for i in range(0, len(ids), batch)]
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "kept.json"
         recipe = REAPPruningModifier(sparsity=1 - keep / experts, report_path=str(report))

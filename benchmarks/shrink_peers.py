@@ -2,7 +2,8 @@
 
     python benchmarks/shrink_peers.py [--rounds 5] [--peer-env DIR] [--model DIR --sequences FILE]
 
-All choose half of the experts of one model by REAP on the same tokens; the keep-sets are compared.
+All choose half of the experts of one model by REAP on the same tokens, with as many sequences in a
+forward as edgekit's pass has; the keep-sets are compared.
 Without ``--model`` the model is the miniature after 600 steps. Each round runs every way in
 shuffled order, each in a process of its own on one thread; the model is loaded before the clock
 starts. Ratios are to edgekit in the same round: median and range. Memory is the peak of the pass
@@ -38,7 +39,6 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 PEER_PACKAGES = (f"torch=={torch.__version__.partition('+')[0]}", "llmcompressor==0.14.0.1")
-BATCH = 8  # sequences of one forward, in every way
 STEPS, WINDOWS = 600, 64  # of the miniature; sequences per domain
 PEER = "llmcompressor"
 
@@ -72,13 +72,20 @@ def _checkpoint(model: Path) -> Any:
     return Checkpoint(model)
 
 
+def batch_size(ids: NDArray[np.int64]) -> int:
+    """Sequences of one forward in edgekit's pass."""
+    from edgekit.distill.chunks import BATCH_TOKENS
+
+    return max(1, BATCH_TOKENS // ids.shape[1])
+
+
 def measure_usual(model: Path, ids: NDArray[np.int64]) -> tuple[Callable[[], Any], int]:
     """The usual script."""
     import usual_script
 
     loaded = usual_script.load(model)
     experts = len(loaded.model.layers[-1].mlp.experts.gate_up_proj)
-    return lambda: usual_script.saliencies(loaded, ids, BATCH), experts
+    return lambda: usual_script.saliencies(loaded, ids, batch_size(ids)), experts
 
 
 def measure_forward(model: Path, ids: NDArray[np.int64]) -> tuple[Callable[[], Any], int]:
@@ -100,8 +107,9 @@ def measure_transformers(model: Path, ids: NDArray[np.int64]) -> tuple[Callable[
 
 @torch.inference_mode()
 def _forward(decoder: Any, ids: NDArray[np.int64]) -> None:
-    for begin in range(0, len(ids), BATCH):
-        decoder(input_ids=torch.from_numpy(ids[begin : begin + BATCH]), use_cache=False)
+    batch = batch_size(ids)
+    for begin in range(0, len(ids), batch):
+        decoder(input_ids=torch.from_numpy(ids[begin : begin + batch]), use_cache=False)
 
 
 WAYS = {
@@ -142,7 +150,8 @@ def in_process(way: str, job: tuple[Path, Path, int], peer_env: Path | None) -> 
         if way == PEER:
             assert peer_env is not None
             command = [str(peer_env / "bin" / "python"), str(HERE / "reap_peer.py")]
-            arguments = [str(model), str(ids), str(keep), str(result)]
+            batch = batch_size(np.load(ids))
+            arguments = [str(model), str(ids), str(keep), str(batch), str(result)]
         else:
             command = [sys.executable, __file__, "--measure", way]
             arguments = ["--job", str(model), str(ids), str(keep), str(result)]

@@ -26,7 +26,6 @@ class Accumulators:
     """Sums of one layer over the tokens routed to each expert: float32 [E] each."""
 
     tokens: torch.Tensor
-    norms: torch.Tensor
     gated_norms: torch.Tensor
 
 
@@ -44,7 +43,7 @@ def saliencies(model: Any, ids: NDArray[np.int64], batch: int = BATCH) -> NDArra
     """REAP saliency [layers, experts] from token ids [n, T]."""
     layers = [layer.mlp for layer in model.model.layers if hasattr(layer.mlp, "experts")]
     experts = len(layers[0].experts.gate_up_proj)
-    sums = [Accumulators(*(torch.zeros(experts) for _ in range(3))) for _ in layers]
+    sums = [Accumulators(*(torch.zeros(experts) for _ in range(2))) for _ in layers]
     handles = [
         layer.experts.register_forward_pre_hook(_hook(layer, found))
         for layer, found in zip(layers, sums, strict=True)
@@ -68,7 +67,6 @@ def _hook(layer: Any, sums: Accumulators) -> Any:
         weights = (routed * gates[..., None]).sum(1)  # [T, E]
         norms = outputs.norm(dim=-1).T  # [T, E]
         sums.tokens += routed.sum((0, 1))
-        sums.norms += (routed.sum(1) * norms).sum(0)
         sums.gated_norms += (weights * norms).sum(0)
 
     return watch

@@ -65,7 +65,7 @@ def test_all_weights_heal_more_than_the_router_and_the_router_a_little(small):
 def test_a_dense_student_of_experts_learns_faster_than_one_of_random_neurons(small):
     from miniature_experiments import DENSE_STEPS, dense, without_feed_forward
 
-    student, _ = dense(small, "do_acp", 2)
+    student = dense(small, "do_acp", 2)
     experts = small.healed(student, "all", DENSE_STEPS)
     blank = small.healed(without_feed_forward(small, student), "all", DENSE_STEPS)
     assert experts < 0.9 * blank
