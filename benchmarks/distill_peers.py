@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peer_env import make_peer_env
 from rich.console import Console
 from rich.table import Table
 
@@ -174,7 +175,7 @@ def main() -> None:
         return
     ways = [*WAYS, *([TRL] if arguments.peer_env else [])]
     if arguments.peer_env:
-        make_peer_env(arguments.peer_env.resolve())
+        make_peer_env(arguments.peer_env.resolve(), PEER_PACKAGES)
     rounds: list[dict[str, dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
@@ -189,15 +190,6 @@ def main() -> None:
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(rounds, indent=1) + "\n", encoding="utf-8")
-
-
-def make_peer_env(directory: Path) -> None:
-    """A virtual environment with TRL, unless it is there."""
-    if (directory / "bin" / "python").is_file():
-        return
-    subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
-    for package in PEER_PACKAGES:  # torch first, so that this build of it is kept
-        subprocess.run([str(directory / "bin" / "pip"), "install", "--quiet", package], check=True)
 
 
 def show(ways: list[str], rounds: list[dict[str, dict[str, Any]]], job: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peer_env import make_peer_env
 from rich.console import Console
 from rich.table import Table
 
@@ -166,15 +167,6 @@ def in_process(way: str, job: tuple[Path, Path, int], peer_env: Path | None) -> 
         return dict(json.loads(result.read_text(encoding="utf-8")))
 
 
-def make_peer_env(directory: Path) -> None:
-    """A virtual environment with llmcompressor, unless it is there."""
-    if (directory / "bin" / "python").is_file():
-        return
-    subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
-    for package in PEER_PACKAGES:  # torch first, so that this build of it is kept
-        subprocess.run([str(directory / "bin" / "pip"), "install", "--quiet", package], check=True)
-
-
 def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[Path, Path, int]:
     """The model, the token ids and how many experts to keep."""
     from miniature_corpus import read_corpus
@@ -245,7 +237,7 @@ def main() -> None:
         return
     ways = list(WAYS)
     if arguments.peer_env:
-        make_peer_env(arguments.peer_env)
+        make_peer_env(arguments.peer_env, PEER_PACKAGES)
         ways.append(PEER)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
