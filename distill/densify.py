@@ -16,6 +16,7 @@ What is lost is that gates depend on the token; training the result heals it
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -149,7 +150,8 @@ def densify(
             with as_dense(opened, plans[scaling]):
                 expected = proof_logits(opened, text)
         write_dense(opened.checkpoint, target, plans[scaling], out, progress)
-    del opened  # its embedding, before that of the dense model is read
+    del opened
+    gc.collect()  # cycles keep its embedding and head
     with open_model(out, load=False) as dense:
         dense.load_rest()
         with resident(dense):

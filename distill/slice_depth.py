@@ -10,6 +10,7 @@ whole one says with the block passed over; then it is measured.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def slice_depth(
     """
     require_layers(model, options)
     whole = _ask_whole(model, sequences, options, progress)
+    gc.collect()  # cycles keep its weights
     with Checkpoint(model) as checkpoint:
         config = without_layers(checkpoint.config, whole.removed, str(model / "config.json"))
         write_shallower(checkpoint, config, whole.removed, out, progress)

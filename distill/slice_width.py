@@ -10,6 +10,7 @@ silenced (:mod:`edgekit.distill.slice_proof`); then it is measured against it.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def slice_width(
     """
     require_sizes(model, options)  # refused before anything is run
     whole = _ask_whole(model, sequences, options, progress, teacher)
+    gc.collect()  # cycles keep its weights
     before, plan, worth = whole.architecture, whole.plan, whole.importance.channels
     with Checkpoint(model) as checkpoint:
         write_narrower(checkpoint, plan, out, progress)

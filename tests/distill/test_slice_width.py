@@ -1,5 +1,6 @@
 """A narrower model is what the mathematics of the wider one says it is."""
 
+import gc
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny_families import FAMILY_OPTIONS
 from edgekit.checkpoint import Checkpoint
 from edgekit.describe import describe
 from edgekit.distill import slice_plan
+from edgekit.distill import slice_width as slice_width_module
 from edgekit.distill.divergence import measure, remember
 from edgekit.distill.loading import load_model
 from edgekit.distill.open_model import open_model
@@ -339,6 +341,26 @@ def test_a_model_in_bfloat16_is_as_near_to_its_plan(tiny_model, tmp_path, family
     (tmp_path / "out").mkdir()
     report = slice_width(half, TEXT, options, tmp_path / "out", Silent())  # which proves it
     assert report.parameters_after < report.parameters_before
+
+
+def test_the_whole_model_is_out_of_memory_when_the_narrower_one_is_written(
+    tiny_model, tmp_path, monkeypatch
+):
+    alive, write = [], slice_width_module.write_narrower
+
+    def counted(*arguments):
+        alive.append(sum(isinstance(o, torch.nn.Embedding) for o in gc.get_objects()))
+        write(*arguments)
+
+    monkeypatch.setattr(slice_width_module, "write_narrower", counted)
+    gc.collect()
+    before = sum(isinstance(o, torch.nn.Embedding) for o in gc.get_objects())
+    gc.disable()  # which might free it by chance
+    try:
+        slice_width(tiny_model("llama"), TEXT, HALF_CHANNELS, tmp_path, Silent())
+    finally:
+        gc.enable()
+    assert alive == [before]
 
 
 def test_the_loss_is_measured_against_the_teacher_of_what_is_sliced(tiny_model, tmp_path):
