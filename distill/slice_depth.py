@@ -167,9 +167,9 @@ def _ask_whole(
     """Run the whole model, which is not in memory afterwards."""
     held_out = held_out_sequences(sequences)
     with open_model(model) as opened:
-        targets = remember(opened.model, held_out, progress)
         text = [s for s in sequences if not s.held_out]
-        importance = measure_importance(opened, text, progress)
+        importance = measure_importance(opened, text, progress)  # names what is not finite
+        targets = remember(opened.model, held_out, progress)
         blocks = choose_block(opened, importance, options, targets, progress)
         removed = range(blocks[0].first, blocks[0].last + 1)
         if opened.checkpoint.source.method != "none":

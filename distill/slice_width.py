@@ -157,9 +157,9 @@ def _ask_whole(
     held_out = held_out_sequences(sequences)
     targets = _answers(teacher, held_out, progress) if teacher else None
     with open_model(model) as opened:
-        targets = targets or remember(opened.model, held_out, progress)
         text = [s for s in sequences if not s.held_out]
-        importance = measure_importance(opened, text, progress)
+        importance = measure_importance(opened, text, progress)  # names what is not finite
+        targets = targets or remember(opened.model, held_out, progress)
         plan = plan_width(opened.checkpoint, importance, options)
         narrow_in_memory(opened, plan, importance)
         expected = proof_logits(opened, sequences)
