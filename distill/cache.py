@@ -125,9 +125,7 @@ class LogitCache:
 
     def local(self, name: str) -> Path:
         """The file ``name`` of the cache on this machine."""
-        if "://" not in self.directory:
-            return Path(self.directory) / name
-        return Path(fsspec.open_local(f"simplecache::{self.directory.rstrip('/')}/{name}"))
+        return cache_file(self.directory, name)
 
     def _add(
         self, sequences: list[TokenSequence], shards: tuple[CacheShard, ...], skip_missing: bool
@@ -157,6 +155,24 @@ class LogitCache:
                 self.sequences.append(sequence)
                 self._place.append((shard, begin, begin + sequence.positions))
                 begin += sequence.positions
+
+
+def cache_file(directory: Path | str, name: str) -> Path:
+    """The file ``name`` of a cache on this machine; that of an address is copied first.
+
+    Raises:
+        BadInputError: it cannot be fetched.
+    """
+    if "://" not in str(directory):
+        return Path(directory) / name
+    address = f"{str(directory).rstrip('/')}/{name}"
+    try:
+        return Path(fsspec.open_local(f"simplecache::{address}"))
+    except (OSError, ImportError, ValueError) as error:  # gone, without its library, unknown scheme
+        raise BadInputError(
+            f"{address}: cannot be fetched ({error}); check the address, and that fsspec's library "
+            "for it is installed"
+        ) from error
 
 
 def read_index(path: Path) -> CacheIndex:

@@ -92,7 +92,7 @@ class Loss:
         elif targets.logprobs is None:
             raise BadInputError(
                 f"{self.divergence} needs the probabilities of the drawn tokens, which this cache "
-                "has not; capture it with --probabilities, or with top_k targets"
+                f"has not; capture it with --loss {self.divergence}, or with top_k targets"
             )
         else:
             ratio = self._term()(targets.logprobs, student) * (-targets.logprobs).exp()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgekit.checkpoint import read_config, read_json, shard_names
 from edgekit.digests import json_digest
-from edgekit.distill.cache import INDEX, TOKENIZER, LogitCache
+from edgekit.distill.cache import INDEX, TOKENIZER, LogitCache, cache_file
 from edgekit.distill.losses import Loss
 from edgekit.distill.open_model import OpenModel
 from edgekit.distill.same_tokenizer import require_tokenizer
@@ -36,7 +36,7 @@ TRACKED = "trackers"  # directory with what trackers wrote
 
 def train(
     student: Path,
-    cache: Path,
+    cache: Path | str,
     params: DistillSection,
     out: Path,
     progress: Progress,
@@ -105,7 +105,7 @@ def kept_directory(scratch: Path | None) -> Iterator[Path]:
 
 def training_digest(
     student: Path,
-    cache: Path,
+    cache: Path | str,
     params: DistillSection,
 ) -> str:
     """Names what a saved state belongs to: these weights, this cache and these options."""
@@ -113,7 +113,7 @@ def training_digest(
     return json_digest(
         {
             "student": [str(student.resolve()), *([f.st_size, f.st_mtime_ns] for f in files)],
-            "cache": read_json(cache / INDEX),
+            "cache": read_json(cache_file(cache, INDEX)),
             "config": read_config(student),
             "params": params.with_effect(),
         }
@@ -142,5 +142,5 @@ def require_fit(opened: OpenModel, cache: LogitCache, params: DistillSection) ->
     if index.targets == "sampled" and params.loss != "forward_kl" and not index.probabilities:
         raise BadInputError(
             f"{cache.directory}: {params.loss} needs the probabilities of drawn tokens; capture "
-            "with --probabilities, or top_k targets"
+            f"with --loss {params.loss}, or top_k targets"
         )

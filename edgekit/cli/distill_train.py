@@ -26,7 +26,7 @@ PARTS = ("router", "norms", "attention")
 def train(
     student: Model,
     out: Out,
-    cache: Annotated[Path, typer.Option(help="A cache made by `distill capture`.")],
+    cache: Annotated[str, typer.Option(help="Directory or address of a cache.")],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")],
     batch_tokens: Annotated[int, typer.Option(help="Of a step.")] = 1024,
     learning_rate: float = 1e-4,

@@ -253,6 +253,9 @@ def test_a_cache_is_read_through_fsspec(tiny_mixtral, sequences, tmp_path):
     local, remote = LogitCache(out), LogitCache("memory://bucket/cache")
     assert torch.equal(local.targets(3).ids, remote.targets(3).ids)
     assert torch.equal(local.targets(3).counts, remote.targets(3).counts)
+    for address, reason in (("memory://bucket/other", "index.json"), ("nowhere://x", "nowhere")):
+        with pytest.raises(BadInputError, match=rf"{address}/index.json: cannot be .*{reason}"):
+            LogitCache(address)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_draws_without_probabilities_carry_forward_kl_only(logits):
     drawn = sampled_targets(teacher, 8.0, torch.full((7,), 0.5, dtype=torch.float64))
     bare = type(drawn)(drawn.ids, drawn.counts, drawn.entropy)
     assert torch.isfinite(Loss().of_targets(student, bare)).all()
-    with pytest.raises(BadInputError, match=r"reverse_kl needs .* --probabilities"):
+    with pytest.raises(BadInputError, match=r"reverse_kl needs .* --loss reverse_kl"):
         Loss("reverse_kl").of_targets(student, bare)
 
 

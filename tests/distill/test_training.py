@@ -331,3 +331,17 @@ def test_trackers_see_every_step_and_what_they_wrote_is_beside_the_student(
     assert [step for step, _ in lines] == ["options", 0, 1, 2, 2]
     assert lines[0][1]["batch_tokens"] == 120 and set(lines[1][1]) == {"KL", "KL, a", "KL, b"}
     assert [round(v["loss"], 5) for _, v in lines[1:] if "loss" in v] == report.losses
+
+
+def test_a_cache_that_lies_elsewhere_teaches_the_same(student, cache, tmp_path):
+    """From memory:// as from an object store, on the command line."""
+    import fsspec
+
+    from edgekit.cli.main import main
+
+    fsspec.filesystem("memory").put(str(cache), "/store/cache", recursive=True)
+    for name, place in (("near", str(cache)), ("far", "memory://store/cache")):
+        arguments = ["distill", "train", str(student), "--cache", place, "--steps", "2"]
+        assert main([*arguments, "--out", str(tmp_path / name)]) == 0
+    near, far = (tmp_path / name / "model.safetensors" for name in ("near", "far"))
+    assert near.read_bytes() == far.read_bytes()
