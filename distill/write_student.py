@@ -20,7 +20,9 @@ def write_student(
 ) -> None:
     """Write the weights as they are now into ``out``, in the student's precision.
 
-    What ``rounding`` packs was rounded for the training alone and is written as it came.
+    What ``rounding`` packs was rounded for the training alone and is written as it came. What was
+    stored as float32 stays so, such as corrections of a router's choice, whose differences bfloat16
+    does not hold.
     """
     checkpoint = opened.checkpoint
     scheme = Scheme.parse(rounding.scheme if rounding else "none")
@@ -29,6 +31,7 @@ def write_student(
     def tensor(spec: TensorSpec) -> NDArray[np.float32]:
         return checkpoint.float32(spec.name) if scheme.packing(spec) else trained(spec)
 
+    exact = {name: kind for name, kind in checkpoint.dtypes.items() if kind == "F32"}
     with progress.task("write the student", len(checkpoint.specs)) as task:
-        write_checkpoint(out, checkpoint.config, tensor, checkpoint.dtype, task.advance)
+        write_checkpoint(out, checkpoint.config, tensor, checkpoint.dtype, task.advance, exact)
     copy_tokenizer(checkpoint.path, out)

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from planted import half_precision
 from training_runs import OPTIONS, captured, healed, text
 
+from edgekit.checkpoint import Checkpoint
 from edgekit.distill.batches import Batch, dealt
 from edgekit.distill.cache import LogitCache
 from edgekit.distill.divergence import Divergence, remember
@@ -331,6 +333,20 @@ def test_trackers_see_every_step_and_what_they_wrote_is_beside_the_student(
     assert [step for step, _ in lines] == ["options", 0, 1, 2, 2]
     assert lines[0][1]["batch_tokens"] == 120 and set(lines[1][1]) == {"KL", "KL, a", "KL, b"}
     assert [round(v["loss"], 5) for _, v in lines[1:] if "loss" in v] == report.losses
+
+
+def test_what_is_stored_as_float32_stays_so(tiny_model, tmp_path):
+    """A router's corrections are near each other, and decide who is chosen."""
+    half = half_precision(tiny_model("deepseek_v3"), tmp_path / "half")
+    (tmp_path / "text").mkdir()
+    _, weights = healed(half, captured(half, tmp_path / "text"), tmp_path / "out", steps=2)
+    with Checkpoint(half) as before, Checkpoint(tmp_path / "out") as after:
+        kinds = {n: k for n, k in before.dtypes.items() if k == "F32"}
+        assert kinds and all(after.dtypes[name] == "F32" for name in kinds)
+        corrections = [name for name in weights if name.endswith("correction_bias")]
+        assert corrections
+        for name in corrections:
+            np.testing.assert_array_equal(weights[name], before.float32(name))
 
 
 def test_a_cache_that_lies_elsewhere_teaches_the_same(student, cache, tmp_path):
