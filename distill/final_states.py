@@ -16,7 +16,7 @@ from edgekit.distill.collect import PassOptions
 from edgekit.distill.layerwise import Layerwise
 from edgekit.distill.open_model import OpenModel
 from edgekit.distill.pass_memory import SHARE, batch_bytes, free_memory, weight_needs
-from edgekit.distill.streamed import StoredStates
+from edgekit.distill.streamed import StoredStates, first_layer
 from edgekit.memory import require_disk, require_memory
 from edgekit.plan import BASE_MEMORY
 from edgekit.progress import Task
@@ -95,14 +95,7 @@ def _streamed(opened: OpenModel, text: Text, scratch: Path, task: Task) -> Itera
     states = StoredStates(scratch, text, chunks, opened)
     layerwise = Layerwise(opened)
     last = len(opened.layers)
-    first = states.newest()
-    if first < 0:
-        states.begin(0)
-        for chunk in chunks:
-            batches = text.batches(chunk)
-            states.write(0, chunk, [layerwise.embed(ids.to(opened.device)) for ids, _ in batches])
-        states.finish(0)
-        first = 0
+    first = first_layer(layerwise, states, text, chunks)
     task.advance(sum(map(text.size, chunks)) * first / last)
     for layer in range(first, last):
         states.begin(layer + 1)

@@ -110,19 +110,28 @@ def run_streamed(
     missing = [number for number in mine if not files[number].is_file()]
     states = StoredStates(directory, text, mine, opened)
     layerwise = Layerwise(opened)
-    first = states.newest()
-    if first < 0:
-        states.begin(0)
-        for chunk in missing:
-            batches = text.batches(chunk)
-            states.write(0, chunk, [layerwise.embed(ids.to(opened.device)) for ids, _ in batches])
-        states.finish(0)
-        first = 0
+    first = first_layer(layerwise, states, text, missing)
     for layer in range(first, len(opened.layers)):
         _run_layer(layerwise, layer, text, missing, states, task)
     for chunk in missing:
         _put_together(opened, digest, text, chunk, directory, files[chunk])
     shutil.rmtree(directory)
+
+
+def first_layer(
+    layerwise: Layerwise, states: StoredStates, text: Text, chunks: Sequence[int]
+) -> int:
+    """The layer to begin with: behind what is on disk, or the first, whose input is made."""
+    first = states.newest()
+    if first >= 0:
+        return first
+    device = layerwise.opened.device
+    states.begin(0)
+    for chunk in chunks:
+        batches = text.batches(chunk)
+        states.write(0, chunk, [layerwise.embed(ids.to(device)) for ids, _ in batches])
+    states.finish(0)
+    return 0
 
 
 def _run_layer(
