@@ -123,11 +123,6 @@ def outcomes(logits: Tensor, targets: TopTargets) -> tuple[Tensor, Tensor]:
     return teacher, torch.cat([chosen, rest[:, None]], -1)
 
 
-def top_k_kl(logits: Tensor, targets: TopTargets, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) in nats at each position: float32 [T] from logits [T, V]."""
-    return Loss(temperature=temperature).of_targets(logits, targets)
-
-
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     return p.exp() * (p - q)
 
