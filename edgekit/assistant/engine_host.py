@@ -83,6 +83,7 @@ class EngineHost:
         self._task: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._children: set[ModelProcess] = set()  # started, and not ended to the last file
         self._crashes: deque[float] = deque(maxlen=CRASHES + 1)
         self.status = self._ready_status = EngineStatus()
 
@@ -132,9 +133,9 @@ class EngineHost:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
-        if self._serving is not None:
-            await self._serving.stop()
-            self._serving = None
+        self._serving = None
+        for child in list(self._children):  # also those whose end was begun by a cancelled task
+            await self._end(child)
         self._set(EngineStatus())
 
     async def _load(
@@ -148,7 +149,7 @@ class EngineHost:
                 raise engine_failed(pack.problem)
             if old is not None and pack.memory_bytes > available_memory():
                 self._serving = None
-                await old.stop()
+                await self._end(old)
                 old = None
             child, health = await self._started(pack, target)
         except RefusalError as refusal:
@@ -166,17 +167,18 @@ class EngineHost:
             self._watcher.cancel()
         self._watcher = asyncio.create_task(self._watch(child))
         if old is not None:
-            self._in_background(_retire(old))
+            self._in_background(self._retire(old))
         self._set(self._ready_status)
 
     async def _started(self, pack: KnownPack, target: str) -> tuple[ModelProcess, dict[str, Any]]:
         state_file = self._folder / f"engine-{secrets.token_hex(8)}.json"
         child = ModelProcess(self._command(pack, target, state_file), state_file)
+        self._children.add(child)
         try:
             await child.start()
             return child, await child.wait_loaded()
         except BaseException:  # also when another load takes its place
-            await asyncio.shield(child.stop())
+            await asyncio.shield(self._end(child))
             raise
 
     async def _watch(self, child: ModelProcess) -> None:
@@ -193,7 +195,7 @@ class EngineHost:
         if self._serving is not child or child.stopping:
             return
         self._serving = None
-        await child.stop()
+        await self._end(child)
         self._restart(why)
 
     def _restart(self, why: str) -> None:
@@ -216,6 +218,19 @@ class EngineHost:
         await asyncio.sleep(delay)
         await self._load(pack, target)
 
+    async def _retire(self, child: ModelProcess) -> None:
+        """End a replaced child once nobody reads from it."""
+        deadline = time.monotonic() + DRAIN
+        try:
+            while child.leases and time.monotonic() < deadline:
+                await asyncio.sleep(0.1)
+        finally:
+            await asyncio.shield(self._end(child))
+
+    async def _end(self, child: ModelProcess) -> None:
+        await child.stop()
+        self._children.discard(child)
+
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
@@ -224,13 +239,3 @@ class EngineHost:
     def _set(self, status: EngineStatus) -> None:
         self.status = status
         self._changed()
-
-
-async def _retire(child: ModelProcess) -> None:
-    """End a replaced child once nobody reads from it."""
-    deadline = time.monotonic() + DRAIN
-    try:
-        while child.leases and time.monotonic() < deadline:
-            await asyncio.sleep(0.1)
-    finally:
-        await asyncio.shield(child.stop())

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from harness import FAKE_MODEL, fake_pack, write_script
 
-from edgekit.assistant import engine_host
+from edgekit.assistant import engine_host, model_process
 from edgekit.assistant.engine_host import EngineHost, EngineStatus, serve_command
 from edgekit.assistant.model_client import ModelClient
 from edgekit.assistant.packs import KnownPack, describe_pack
@@ -242,6 +242,22 @@ def test_closing_while_a_model_loads_leaves_nothing(tmp_path: Path) -> None:
     async def work(bench: Bench) -> None:
         bench.host.load(bench.pack("slow", load_seconds=600))
         await bench.until(bench.pids)
+
+    on_bench(tmp_path, work)
+
+
+def test_closing_while_a_replaced_model_is_slow_to_end_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_process, "END_SECONDS", 0.3)
+
+    async def work(bench: Bench) -> None:
+        bench.host.load(bench.pack("a"))
+        await bench.host.settled()
+        (old,) = bench.pids()
+        os.kill(old, signal.SIGSTOP)
+        bench.host.load(bench.pack("b"))
+        await bench.host.settled()
 
     on_bench(tmp_path, work)
 
