@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# before torch is imported: handing tiny matrices to more threads takes longer than computing them
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from tiny_models import build_model
 
 
