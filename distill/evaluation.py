@@ -11,6 +11,7 @@ from edgekit.distill.divergence import Divergence, Measured, Targets, held_out_n
 from edgekit.distill.masked import Mask, masked
 from edgekit.distill.open_model import OpenModel
 from edgekit.distill.processes import Processes
+from edgekit.distill.sharding import give_shares
 from edgekit.distill.state import WEIGHT, TrainingState, restore_weights, write_tensors
 from edgekit.progress import Progress
 from edgekit.tensorfile import TensorFile
@@ -25,10 +26,15 @@ def divergence(
     processes: Processes,
     progress: Progress,
 ) -> Divergence:
-    """KL under ``mask`` on the held-out sequences, of which every process measures a share."""
-    mine = np.array_split(held_out_numbers(held_out), processes.count)[processes.rank].tolist()
+    """KL under ``mask`` on the held-out sequences, of which every process measures a share, or all
+    where the student is split."""
+    numbers = held_out_numbers(held_out)
+    if not processes.sharded:
+        numbers = np.array_split(numbers, processes.count)[processes.rank].tolist()
     with masked(opened, mask):
-        part = measure(opened.model, held_out, progress, "the student", mine)
+        part = measure(opened.model, held_out, progress, "the student", numbers)
+    if processes.sharded:
+        return part.divergence()
     parts = processes.gathered(part)
     return Measured(
         tuple(domain for part in parts for domain in part.domains),
@@ -47,12 +53,17 @@ class BestWeights:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def write(self, step: int, parameters: dict[str, nn.Parameter]) -> None:
-        """Keep the weights as they are after ``step`` steps."""
+    def write(self, step: int, parameters: dict[str, nn.Parameter], main: bool = True) -> None:
+        """Keep the weights as they are after ``step`` steps; processes other than the ``main`` one
+        give their shares."""
+        weights = {f"{WEIGHT}/{name}": p.detach() for name, p in parameters.items()}
+        if not main:
+            give_shares(weights.values())
+            return
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._path(step)
         new = path.with_suffix(".new")
-        write_tensors(new, {f"{WEIGHT}/{name}": p.detach() for name, p in parameters.items()})
+        write_tensors(new, weights)
         new.replace(path)
 
     def forget_others(self, step: int) -> None:

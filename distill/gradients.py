@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from edgekit.distill.head import Head
 from edgekit.distill.open_model import OpenModel
 from edgekit.distill.processes import Processes
 from edgekit.distill.rows import counted, hidden_states, micro_batches, next_tokens, packs
+from edgekit.distill.sharding import is_split
 from edgekit.distill.targets import joined
 from edgekit.distill.working import Working, recomputed
 from edgekit.errors import OutOfResourcesError
@@ -49,28 +51,49 @@ class Gradients:
         processes, found = self.processes, 0.0
         for part in parts:
             mine = dealt(part, processes.rank, processes.count)
+            idle = self._fewer(mine, working)
             found += self.add_share(mine, part.positions, working)
+            self._keep_company(part, idle, working)
         for parameter in self._parameters.values():
             if parameter.grad is None:  # unused by this step; its moments must exist all the same
                 parameter.grad = torch.zeros_like(parameter)
         total = torch.tensor([found], dtype=torch.float64, device=self._opened.device)
         processes.add_up([total])
-        processes.add_up([p.grad for p in self._parameters.values() if p.grad is not None])
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        processes.add_up([g for g in gradients if not is_split(g)])  # FSDP has added up the others
         return float(total)
 
     def add_share(self, share: Batch, positions: int, working: Working) -> float:
         """Add the gradient of the losses of ``share``, times the weight of its lesson, divided by
         ``positions``; returns their sum."""
-        found, limit = 0.0, working.micro_batch_tokens
+        found = 0.0
         layers = recomputed(self._opened.layers) if self._recompute else nullcontext()
-        with layers, _memory_errors(limit):
-            for group in micro_batches(share.sequences, share.numbers, limit, self.packed):
+        with layers, _memory_errors(working.micro_batch_tokens):
+            for group in self._groups(share, working):
                 with self._precision(working):
                     loss = self._of_group(share.lesson, group)
                 loss = loss * (share.lesson.weight / positions)
                 loss.backward()  # type: ignore[no-untyped-call]
                 found += loss.item()
         return found
+
+    def _groups(self, share: Batch, working: Working) -> list[list[int]]:
+        return micro_batches(
+            share.sequences, share.numbers, working.micro_batch_tokens, self.packed
+        )
+
+    def _fewer(self, mine: Batch, working: Working) -> int:
+        """How many micro-batches fewer than another process this one has, if that matters."""
+        if not self.processes.sharded:
+            return 0
+        count = len(self._groups(mine, working))
+        return max(self.processes.gathered(count)) - count
+
+    def _keep_company(self, part: Batch, times: int, working: Working) -> None:
+        """Run micro-batches that count nothing: a split layer is put together by all processes."""
+        idle = replace(part, numbers=part.numbers[:1], lesson=replace(part.lesson, weight=0.0))
+        for _ in range(times):
+            self.add_share(idle, 1, working)
 
     def clear(self) -> None:
         """Forget the gradients."""

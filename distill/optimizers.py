@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from edgekit.distill.sharding import is_split
 from edgekit.recipe import DistillSection
 
 WARM_UP = 0.1  # of the steps
@@ -25,9 +26,13 @@ def make_optimizer(
     weight, so it wants a larger learning rate.
     """
     chosen = list(parameters)
-    groups = [
-        {"params": [p for p in chosen if p.dim() > 1], "weight_decay": params.weight_decay},
-        {"params": [p for p in chosen if p.dim() <= 1], "weight_decay": 0.0},
+    groups = [  # what is split over processes and what is not cannot be computed in one
+        {
+            "params": [p for p in chosen if (p.dim() > 1) == matrix and is_split(p) == split],
+            "weight_decay": params.weight_decay if matrix else 0.0,
+        }
+        for matrix in (True, False)
+        for split in (True, False)
     ]
     kept = [group for group in groups if group["params"]]
     if params.optimizer == "adafactor":

@@ -1,13 +1,14 @@
 """The processes that train together, as ``accelerate launch`` or ``torchrun`` started them.
 
-Every process has the whole student. Each computes its share of a step; gradients are added up over
-all, so all take the same step and have the same weights. The main process alone writes.
+Each computes its share of a step; gradients are added up over all, so all take the same step and
+have the same weights. Every process has the whole student, or with FSDP a share of its layers
+(:mod:`edgekit.distill.sharding`). The main process alone writes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,8 +18,7 @@ from torch import Tensor
 from edgekit.errors import BadInputError
 
 BUCKET_VALUES = 1 << 24  # that are sent together
-SHARDED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
+REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism other than of data",
@@ -30,37 +30,48 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Processes:
     """This process is number ``rank`` of ``count`` and computes on ``device``, which it shares with
-    as many as ``sharing`` says, itself included."""
+    as many as ``sharing`` says, itself included. ``sharded``: the student's layers are split."""
 
     rank: int = 0
     count: int = 1
     device: torch.device = CPU
     sharing: int = 1
+    sharded: bool = False
 
     @classmethod
     def start(cls, device: str = "auto") -> Processes:
         """Meet the other processes; "auto" computes on the GPU of this one, or on the CPU.
 
         Raises:
-            BadInputError: the model would have to be split.
+            BadInputError: accelerate is configured for what edgekit cannot do.
         """
         from accelerate import PartialState
 
-        for variable, name in SHARDED.items():
-            if os.environ.get(variable, "false").lower() == "true":
+        for variable, name in REFUSED.items():
+            if _told(variable):
                 raise BadInputError(
-                    f"accelerate's configuration asks for {name}, and edgekit trains with the "
-                    "whole student in every process; choose plain multi-CPU or multi-GPU, and save "
-                    "memory by lora_rank, activation_checkpointing or optimizer adafactor"
+                    f"accelerate's configuration asks for {name}, which edgekit does not train "
+                    "with; choose plain multi-CPU or multi-GPU, or FSDP with fsdp_version: 2"
                 )
-        told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+        fsdp = _told("ACCELERATE_USE_FSDP")
+        if fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
+            raise BadInputError(
+                "accelerate's configuration asks for FSDP of version 1; set fsdp_version: 2"
+            )
+        if fsdp and _told("FSDP_OFFLOAD_PARAMS"):
+            raise BadInputError(
+                "accelerate's configuration asks for FSDP with parameters on the CPU; set "
+                "fsdp_offload_params: false"
+            )
+        told = _told("ACCELERATE_USE_CPU")
         on_cpu = device == "cpu" or (device == "auto" and (told or not torch.cuda.is_available()))
         state = PartialState(cpu=on_cpu)
         chosen = CPU if on_cpu else torch.device(state.device)
         if state.num_processes == 1 and device != "auto":
             chosen = torch.device(device)
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if chosen == CPU else 1
-        return cls(state.process_index, state.num_processes, chosen, beside)
+        split = fsdp and state.num_processes > 1
+        return cls(state.process_index, state.num_processes, chosen, beside, split)
 
     @property
     def is_main(self) -> bool:
@@ -77,12 +88,6 @@ class Processes:
             parts = whole.split([tensor.numel() for tensor in bucket])
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
-
-    def copy_main(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the main one's values."""
-        if self.count > 1:
-            for tensor in tensors:
-                torch.distributed.broadcast(tensor.data, 0)
 
     def gathered(self, value: T) -> list[T]:
         """The ``value`` of every process, by rank."""
@@ -107,6 +112,10 @@ class Processes:
             from accelerate import PartialState
 
             PartialState().destroy_process_group()
+
+
+def _told(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1")
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

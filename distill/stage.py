@@ -19,6 +19,7 @@ from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.pass_memory import free_memory
 from edgekit.distill.processes import Processes
 from edgekit.distill.same_tokenizer import real_tokens
+from edgekit.distill.sharding import load_split, put_together, require_splittable
 from edgekit.distill.training_memory import require_training_memory, training_needs
 from edgekit.distill.write_student import write_student
 from edgekit.errors import BadInputError
@@ -50,7 +51,9 @@ class Student:
         return real_tokens(self.opened.path, self.opened.architecture.vocab_size)
 
     def write(self, out: Path, progress: Progress) -> None:
-        """Write its weights as they are now into ``out``."""
+        """Write its weights as they are now into ``out``. A split one is not run afterwards."""
+        if self.processes.sharded:
+            put_together(self.opened, self.processes)
         if self.processes.is_main:
             write_student(self.opened, out, self.rounding, progress)
         self.processes.wait()
@@ -87,11 +90,16 @@ def open_student(
                 f"{path}: its context is {context} tokens, and a sequence to train on has "
                 f"{longest}; capture shorter ones ([data] sequence_length)"
             )
-        needs = training_needs(opened, params, longest)
+        shares = processes.count if processes.sharded else 1
+        needs = training_needs(opened, params, longest, shares)
         needs = replace(needs, fixed=needs.fixed + beside)
         require_training_memory(needs, opened, params, processes, force)
         largest = needs.largest(free_memory(processes.device) // processes.sharing)
-        opened.load()
+        if processes.sharded:
+            require_splittable(params)
+            load_split(opened, processes)
+        else:
+            opened.load()
         if rounding:
             require_unpacked(params.trainable)
             fake_quantize(opened, rounding, progress)

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgekit.distill.divergence import Divergence
+from edgekit.distill.sharding import give_shares, split_like, whole
 from edgekit.distill.working import Working
 from edgekit.tensorfile import TensorFile, TensorFileWriter, TensorInfo
 
@@ -59,15 +60,20 @@ def save_state(
     state: TrainingState,
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    main: bool = True,
 ) -> None:
-    """Replace the saved state; a kill in between leaves the old or the new one whole."""
-    new = directory.with_name(directory.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    """Replace the saved state; a kill in between leaves the old or the new one whole. Processes
+    other than the ``main`` one give their shares."""
     tensors = {f"{WEIGHT}/{name}": p.detach() for name, p in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"{OPTIMIZER}/{key}/{name}"] = value
+    if not main:
+        give_shares(tensors.values())
+        return
+    new = directory.with_name(directory.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     write_tensors(new / TENSORS, tensors)
     (new / VALUES).write_text(state.model_dump_json())
     old = directory.with_name(directory.name + ".old")
@@ -96,7 +102,7 @@ def restore_state(
                 _, key, name = stored.split("/", 2)
                 value = torch.from_numpy(file.float32(stored).copy())
                 # AdamW counts its steps on the CPU
-                kept = value if key == "step" else value.to(parameters[name].device)
+                kept = value if key == "step" else split_like(value, parameters[name])
                 optimizer.state[parameters[name]][key] = kept
     return state
 
@@ -106,11 +112,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     layout = [TensorInfo(name, "F32", tuple(t.shape)) for name, t in tensors.items()]
     with TensorFileWriter(path, layout) as writer:
         for name, tensor in tensors.items():
-            writer.write(name, tensor.float().cpu().numpy())
+            writer.write(name, whole(tensor).float().cpu().numpy())
 
 
 @torch.no_grad()
 def restore_weights(file: TensorFile, parameters: Mapping[str, torch.nn.Parameter]) -> None:
     """Give ``parameters`` their values in a file that has them under ``weight/``."""
     for name, parameter in parameters.items():
-        parameter.copy_(torch.from_numpy(file.float32(f"{WEIGHT}/{name}").copy()))
+        value = torch.from_numpy(file.float32(f"{WEIGHT}/{name}").copy())
+        parameter.copy_(split_like(value, parameter))

@@ -36,6 +36,7 @@ from edgekit.distill.masked import Mask, masked
 from edgekit.distill.open_model import OpenModel
 from edgekit.distill.optimizers import make_optimizer, schedule
 from edgekit.distill.processes import Processes
+from edgekit.distill.sharding import clip
 from edgekit.distill.state import Evaluation, TrainingState, restore_state, save_state
 from edgekit.distill.trackers import Trackers
 from edgekit.distill.trainable import is_norm, trainable_parameters
@@ -162,9 +163,8 @@ class Trainer:
             if evaluations[-1].step != self.state.step:
                 self._evaluate(progress)
             if self.written_step != self.state.step:
-                if self.processes.is_main:
-                    self._best.restore(self.written_step, self.parameters)
-                self.processes.copy_main(self.parameters.values())
+                self.processes.wait()  # the main one may be writing them
+                self._best.restore(self.written_step, self.parameters)
         if self._adapters:
             self._adapters.merge()
         self._round_as_stored()
@@ -177,8 +177,10 @@ class Trainer:
 
     def save(self) -> None:
         """Save the state now, if there is a directory for it."""
-        if self._saved and self.processes.is_main:
-            save_state(self._saved, self.state, self.parameters, self.optimizer)
+        if self._saved:
+            save_state(
+                self._saved, self.state, self.parameters, self.optimizer, self.processes.is_main
+            )
 
     def _working(self, parts: Sequence[Batch]) -> Working:
         """How gradients are computed; what was tried for is tried once."""
@@ -219,7 +221,7 @@ class Trainer:
         with masked(self.opened, self.masks[student_of(step, len(self.masks), params.seed)]):
             loss = self.gradients.add(parts, self._working(parts))
         limit = params.clip_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        norm = self._clip(limit)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.save()
             raise BadInputError(
@@ -233,6 +235,13 @@ class Trainer:
         state.norms.append(norm)
         return loss
 
+    def _clip(self, limit: float) -> float:
+        parameters = self.parameters.values()
+        if self.processes.sharded:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            return clip(gradients, limit, self.processes)
+        return float(nn.utils.clip_grad_norm_(parameters, limit))
+
     def _evaluate(self, progress: Progress) -> None:
         """Measure, keep the weights if they are the best, and save the state."""
         found = self.measure(progress)
@@ -244,11 +253,12 @@ class Trainer:
         if self._trackers:
             shown = {f"KL, {name}": d.value for name, d in found.students[0].domains.items()}
             self._trackers.log(state.step, {"KL": found.kl, **shown})
-        if self._best and self.processes.is_main:
+        if self._best:
             if better:
-                self._best.write(state.step, self.parameters)
+                self._best.write(state.step, self.parameters, self.processes.is_main)
             self.save()
-            self._best.forget_others(state.best)
+            if self.processes.is_main:
+                self._best.forget_others(state.best)
 
     @torch.no_grad()
     def _round_as_stored(self) -> None:

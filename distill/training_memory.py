@@ -59,18 +59,26 @@ class TrainingNeeds:
         return int(tokens) if tokens >= self.longest else 0
 
 
-def training_needs(opened: OpenModel, params: DistillSection, longest: int) -> TrainingNeeds:
+def training_needs(
+    opened: OpenModel, params: DistillSection, longest: int, shares: int = 1
+) -> TrainingNeeds:
     """What training ``opened``, which need not be loaded, on sequences of at most ``longest``
-    tokens takes."""
-    architecture = opened.architecture
-    trained = _trained_values(trainable_parameters(opened, params.trainable), opened, params)
+    tokens takes; its layers are split into ``shares``, of which this process has one."""
+    architecture, weights = opened.architecture, weight_needs(opened)
+    parameters = trainable_parameters(opened, params.trainable)
+    trained, loaded = _trained_values(parameters, opened, params), weights.whole
+    if shares > 1:
+        inside = {id(parameter): parameter.numel() for parameter in opened.layers.parameters()}
+        loaded -= FLOAT32_BYTES * _elsewhere(sum(inside.values()), shares)
+        loaded += weights.largest_layer  # whole with its gradient while it runs
+        trained -= _elsewhere(sum(inside.get(id(p), 0) for p in parameters.values()), shares)
     kept = 1 + KEPT_BY_OPTIMIZER[params.optimizer]  # gradient and what the optimizer keeps
     row = max(longest, min(params.micro_batch_tokens, PACKED_TOKENS))
     logits = min(CHUNK_BYTES, FLOAT32_BYTES * FORWARD_TOKENS * architecture.vocab_size)
     measured = FLOAT32_BYTES * max(FORWARD_TOKENS, longest) * architecture.vocab_size
     return TrainingNeeds(
         fixed=BASE_MEMORY
-        + weight_needs(opened).whole
+        + loaded
         + FLOAT32_BYTES * kept * trained
         + LOGIT_COPIES * max(logits, measured),
         per_token=FLOAT32_BYTES
@@ -151,6 +159,11 @@ def _of_mixer(mixer: Mixer, width: int, row: int, eager: bool) -> int:
     if eager or isinstance(mixer, LatentAttention) or mixer.sinks:
         values += SCORE_COPIES * mixer.num_heads * row
     return values
+
+
+def _elsewhere(values: int, shares: int) -> int:
+    """Of values that are split into ``shares`` those that others have."""
+    return values - -(-values // shares)
 
 
 def _trained_values(

@@ -18,7 +18,6 @@ from edgekit.distill.evaluation import note_evaluation
 from edgekit.distill.loading import load_model
 from edgekit.distill.open_model import open_model
 from edgekit.distill.optimizers import make_optimizer, schedule
-from edgekit.distill.processes import Processes
 from edgekit.distill.state import Evaluation, TrainingState
 from edgekit.distill.train import training_digest
 from edgekit.distill.trainer import Trainer
@@ -291,12 +290,6 @@ def test_trackers_that_are_not_there_are_named(student, cache, tmp_path, monkeyp
         healed(student, cache, tmp_path / "a", trackers=("tensorboard",))
     with pytest.raises(BadInputError, match=r"no tracker 'tensorbord'.*tensorboard"):
         healed(student, cache, tmp_path / "b", trackers=("tensorbord",))
-
-
-def test_a_split_model_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(BadInputError, match=r"asks for FSDP.*whole student"):
-        Processes.start("cpu")
 
 
 def test_trackers_see_every_step_and_what_they_wrote_is_beside_the_student(

@@ -18,7 +18,10 @@ OPTIONS = ("--steps", "5", "--batch-tokens", "100", "--learning-rate", "0.003", 
            "all", "--evaluate-every", "2", "--device", "cpu", "--json")  # fmt: skip
 
 
-def launched(directory, *arguments):
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as accelerate launch sets it
+
+
+def launched(directory, *arguments, **environment):
     """What ``torchrun`` of two processes did with ``edgekit distill train``."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr",
@@ -26,7 +29,7 @@ def launched(directory, *arguments):
          "127.0.0.1:0", "-m", "edgekit", "distill", "train", *arguments, *OPTIONS],
         cwd=directory, capture_output=True, text=True, timeout=400,
         env={**os.environ, "OMP_NUM_THREADS": "1",
-             "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
     )  # fmt: skip
 
 
@@ -38,6 +41,8 @@ def trained(tiny_mixtral, tiny_model, tmp_path_factory):
     student = tiny_model("mixtral", seed=3)
     found = launched(directory, str(student), "--cache", "cache", "--out", "two")
     assert found.returncode == 0, found.stderr
+    split = launched(directory, str(student), "--cache", "cache", "--out", "split", **FSDP)
+    assert split.returncode == 0, split.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         assert main(
@@ -47,9 +52,10 @@ def trained(tiny_mixtral, tiny_model, tmp_path_factory):
     return directory, found.stdout
 
 
-def test_two_processes_have_the_weights_of_one(trained):
+@pytest.mark.parametrize("several", ["two", "split"])
+def test_two_processes_have_the_weights_of_one(trained, several):
     directory, _ = trained
-    with Checkpoint(directory / "one") as one, Checkpoint(directory / "two") as two:
+    with Checkpoint(directory / "one") as one, Checkpoint(directory / several) as two:
         for spec in one.specs:
             expected, found = one.float32(spec.name), two.float32(spec.name)
             np.testing.assert_allclose(found, expected, atol=2e-4, err_msg=spec.name)
