@@ -32,8 +32,8 @@ def read_prompts(
     """The prompts of ``params``, or those that lie where ``data`` has its text; each once.
 
     Of a conversation it is all up to the last words of the user, of a text the first
-    ``prompt_tokens``. Documents are split as ``data`` splits them, so what is held out there is
-    held out here.
+    ``prompt_tokens``. A prompt is held out if ``data`` holds out the first document that begins
+    with it: others that go on otherwise would put one prompt into both splits.
 
     Raises:
         BadInputError: a file cannot be read or holds no prompt to train on.
@@ -47,11 +47,15 @@ def read_prompts(
         for name, domain_section in data.domains.items():
             if domain_section.files:
                 found += _of_files(tokenizer, params, data, domain_section.files, name)
+    first: dict[tuple[int, ...], Prompt] = {}
+    for prompt in found:
+        first.setdefault(prompt.tokens, prompt)
+    found = list(first.values())
     if all(prompt.held_out for prompt in found):
         raise BadInputError(
             "[distill.on_policy] prompts: there is none to train on; name files with more documents"
         )
-    return list(dict.fromkeys(found))
+    return found
 
 
 def rounds(

@@ -223,6 +223,25 @@ def test_prompts_are_what_precedes_an_answer(tiny_mixtral, tmp_path):
     assert {p.domain for p in own} == {"support"}
 
 
+@pytest.mark.parametrize("kind", ["messages", "text"])
+def test_no_prompt_is_both_held_out_and_trained_on(tiny_mixtral, tmp_path, kind):
+    """Several answers to a question are documents of both splits, and one prompt."""
+
+    def row(question, answer):
+        if kind == "text":
+            return {"text": f"{question} The quick brown fox jumps over {answer} lazy dogs."}
+        asked = {"role": "user", "content": f"What is {question} and two?"}
+        return {"messages": [asked, {"role": "assistant", "content": f"It is {answer}."}]}
+
+    file = tmp_path / "mine.jsonl"
+    rows = [row(question, answer) for answer in range(4) for question in range(30)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    params = section(prompts=(str(file),), prompt_tokens=6)
+    found = read_prompts(ChatTokenizer(tiny_mixtral), params, DataSection())
+    assert len({p.tokens for p in found}) == len(found) == 30
+    assert 0 < sum(p.held_out for p in found) < 15  # a fifth, more or less
+
+
 def test_prompts_that_are_all_held_out_are_refused(tiny_mixtral, tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps({"messages": [{"role": "system", "content": "x"}]}) + "\n")
