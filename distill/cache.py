@@ -9,6 +9,7 @@ temporary directory when they are first read.
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +23,12 @@ from edgekit.checkpoint import read_json
 from edgekit.distill.targets import SampledTargets, TeacherTargets, TopTargets
 from edgekit.errors import BadInputError
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences, sequences_digest
-from edgekit.tensorfile import TensorFile
+from edgekit.tensorfile import TensorFile, read_header
 
 INDEX = "index.json"
 TOKENIZER = "tokenizer"  # directory with the teacher's
 OPEN_SHARDS = 64
+QUESTIONS = 16  # to an object store at once
 
 
 class CacheShard(BaseModel):
@@ -67,10 +69,14 @@ class LogitCache:
 
     Args:
         directory: a directory, or the address of one that fsspec can read.
-        skip_missing: leave out the sequences whose shard is not there, or not whole.
+        skip_missing: leave out the sequences whose shard is not there, or not whole; on an object
+            store, not there.
 
     Attributes:
         missing: the shards that were left out.
+
+    Raises:
+        BadInputError: it is not a cache, or a shard is missing that may not be left out.
     """
 
     def __init__(self, directory: Path | str, skip_missing: bool = False) -> None:
@@ -83,16 +89,26 @@ class LogitCache:
                 "capture it again"
             )
         self.sequences: list[TokenSequence] = []
-        self.missing: list[str] = []
+        self.missing = missing_shards(directory, self.index)
+        if self.missing and not skip_missing:
+            raise BadInputError(
+                f"{self.directory}/{self.missing[0]} is missing or not whole; copy it again, "
+                "capture it with --sequences and --shards, or train without it (--skip-missing)"
+            )
         self._place: list[tuple[CacheShard, int, int]] = []  # shard, positions [begin, end)
         for held_out, shards in ((False, self.index.training), (True, self.index.held_out)):
-            self._add([s for s in every if s.held_out == held_out], shards, skip_missing)
+            self._add([s for s in every if s.held_out == held_out], shards)
         self._open = functools.lru_cache(OPEN_SHARDS)(lambda name: TensorFile(self.local(name)))
 
     @property
     def vocab_size(self) -> int:
         """Tokens that the distributions are over; further rows of a head only pad it."""
         return self.index.vocab_size
+
+    @property
+    def shards(self) -> int:
+        """How many the whole cache has."""
+        return len(self.index.training) + len(self.index.held_out)
 
     def targets(self, number: int) -> TeacherTargets:
         """Targets of sequence ``number``: a row for each of its :attr:`TokenSequence.positions`;
@@ -127,34 +143,44 @@ class LogitCache:
         """The file ``name`` of the cache on this machine."""
         return cache_file(self.directory, name)
 
-    def _add(
-        self, sequences: list[TokenSequence], shards: tuple[CacheShard, ...], skip_missing: bool
-    ) -> None:
-        first = 0
+    def _add(self, sequences: list[TokenSequence], shards: tuple[CacheShard, ...]) -> None:
+        first, missing = 0, set(self.missing)
         for shard in shards:
             mine = sequences[first : first + shard.sequences]
             first += shard.sequences
-            try:
-                if sum(s.positions for s in mine) != shard.positions:
-                    raise BadInputError(
-                        f"{self.directory}/{INDEX}: {shard.file} has other positions than its "
-                        "sequences; capture it again"
-                    )
-                if "://" not in self.directory and not self.local(shard.file).is_file():
-                    raise BadInputError(
-                        f"{self.directory}/{shard.file} is missing; capture again into the same "
-                        "directory, or train without it (--skip-missing)"
-                    )
-            except BadInputError:
-                if not skip_missing:
-                    raise
-                self.missing.append(shard.file)
+            if sum(s.positions for s in mine) != shard.positions:
+                raise BadInputError(
+                    f"{self.directory}/{INDEX}: {shard.file} has other positions than its "
+                    "sequences; capture it again"
+                )
+            if shard.file in missing:
                 continue
             begin = 0
             for sequence in mine:
                 self.sequences.append(sequence)
                 self._place.append((shard, begin, begin + sequence.positions))
                 begin += sequence.positions
+
+
+def missing_shards(directory: Path | str, index: CacheIndex) -> list[str]:
+    """The shards of a cache that are not there; on this machine also those that are not whole, as
+    an interrupted copy leaves them."""
+    names = [shard.file for shard in (*index.training, *index.held_out)]
+    if "://" not in str(directory):
+        return [name for name in names if not is_whole(Path(directory) / name)]
+    store, root = fsspec.core.url_to_fs(str(directory).rstrip("/"))
+    with ThreadPoolExecutor(QUESTIONS) as pool:  # each answer is a round trip
+        there = pool.map(lambda name: store.exists(f"{root}/{name}"), names)
+        return [name for name, found in zip(names, there, strict=True) if not found]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there, and as long as its header says."""
+    try:
+        read_header(path)
+    except BadInputError:
+        return False
+    return True
 
 
 def cache_file(directory: Path | str, name: str) -> Path:

@@ -125,13 +125,15 @@ def finish_cache(
 
 
 def damaged_shards(cache: LogitCache, progress: Progress) -> list[str]:
-    """The shards whose bytes are not those that were captured; missing ones among them."""
+    """The shards whose bytes are not those that were captured; those among them that ``cache`` was
+    opened without."""
     damaged = []
     shards = [*cache.index.training, *cache.index.held_out]
     with progress.task("verify the cache", len(shards)) as task:
         for shard in shards:
-            path = cache.local(shard.file)
-            if not path.is_file() or file_sha256(path) != shard.sha256:
+            # what is missing on an object store cannot be fetched
+            missing = shard.file in cache.missing
+            if missing or file_sha256(cache.local(shard.file)) != shard.sha256:
                 damaged.append(shard.file)
             task.advance()
     return damaged

@@ -18,7 +18,14 @@ from pathlib import Path
 
 from edgekit.checkpoint import read_config, read_json, shard_names
 from edgekit.digests import json_digest
-from edgekit.distill.cache import INDEX, TOKENIZER, LogitCache, cache_file
+from edgekit.distill.cache import (
+    INDEX,
+    TOKENIZER,
+    LogitCache,
+    cache_file,
+    missing_shards,
+    read_index,
+)
 from edgekit.distill.losses import Loss
 from edgekit.distill.open_model import OpenModel
 from edgekit.distill.same_tokenizer import require_tokenizer
@@ -56,8 +63,9 @@ def train(
     make of it, so router and norms learn to make up for the rounding (after Norm Tweaking, arXiv
     2309.02784). The matrices themselves are written as they were, and quantizing them gives the
     same codes again. With ``skip_missing`` it goes on without shards that are not there, with
-    ``force`` where memory seems too small; ``notify`` is told what a trial chose. ``scratch`` keeps
-    what an interrupted training continues from, and the best weights meanwhile.
+    ``force`` where memory seems too small; ``notify`` is told what a trial chose, and how many
+    shards were left out. ``scratch`` keeps what an interrupted training continues from, and the
+    best weights meanwhile.
 
     Of several processes the main one writes; all return the report.
 
@@ -67,6 +75,8 @@ def train(
         OutOfResourcesError: memory is too small.
     """
     logits = LogitCache(cache, skip_missing)
+    if logits.missing:
+        notify(f"{len(logits.missing)} of {logits.shards} shards of the cache are left out")
     require_trackers(params.trackers)
     longest = max((len(s.tokens) for s in logits.sequences), default=0)
     with (
@@ -107,13 +117,20 @@ def training_digest(
     student: Path,
     cache: Path | str,
     params: DistillSection,
+    skip_missing: bool = False,
 ) -> str:
-    """Names what a saved state belongs to: these weights, this cache and these options."""
+    """Names what a saved state belongs to: these weights, this cache and these options.
+
+    With ``skip_missing`` also to the shards that are there: a shard that comes back changes the
+    order of the text, and a state would go on with sequences that it has seen.
+    """
+    index = cache_file(cache, INDEX)
+    missing = missing_shards(cache, read_index(index)) if skip_missing else []
     files = [(student / name).stat() for name in shard_names(student)]
     return json_digest(
         {
             "student": [str(student.resolve()), *([f.st_size, f.st_mtime_ns] for f in files)],
-            "cache": read_json(cache_file(cache, INDEX)),
+            "cache": [read_json(index), missing],
             "config": read_config(student),
             "params": params.with_effect(),
         }

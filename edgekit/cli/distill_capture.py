@@ -152,11 +152,11 @@ def verify(
     damaged = damaged_shards(opened, default_progress())
     if damaged:
         raise BadInputError(
-            f"{cache}: {len(damaged)} shards are damaged or missing, {damaged[0]} the first; "
-            "remove them and capture again, or train without them (--skip-missing)"
+            f"{cache}: {len(damaged)} of {opened.shards} shards are damaged or missing, "
+            f"{damaged[0]} the first; remove them, then capture them with --sequences and "
+            "--shards, or train without them (--skip-missing)"
         )
     if json:
         print_json(opened.index)
     else:
-        shards = len(opened.index.training) + len(opened.index.held_out)
-        print(f"{len(opened.sequences)} sequences in {shards} shards, all whole: {cache}")
+        print(f"{len(opened.sequences)} sequences in {opened.shards} shards, all whole: {cache}")

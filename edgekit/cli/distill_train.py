@@ -96,7 +96,7 @@ def train(
     progress = default_progress() if processes.is_main else Silent()
     model = resolve_model(student, progress)
     out = out.absolute()
-    key = training_digest(model, cache, section)
+    key = training_digest(model, cache, section, skip_missing)
     scratch = out.with_name(f".{out.name}.state-{key[:12]}")
     with written_by(processes.is_main, out) as directory:
         report = train_student(

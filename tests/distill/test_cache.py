@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgekit.cli.main import main
 from edgekit.distill.cache import INDEX, LogitCache
 from edgekit.distill.cache_write import damaged_shards, id_bytes
 from edgekit.distill.capture import (
@@ -18,8 +19,10 @@ from edgekit.distill.capture import (
 from edgekit.distill.collect import PassOptions, Share
 from edgekit.distill.targets import most_draws, sampled_targets, uniform_numbers
 from edgekit.distill.teacher import teacher_logits
+from edgekit.distill.train import train, training_digest
 from edgekit.errors import BadInputError, OutOfResourcesError
 from edgekit.progress import Silent
+from edgekit.recipe import DistillSection
 from edgekit.sequences import FILE_NAME, TokenSequence, write_sequences
 
 
@@ -193,7 +196,9 @@ def test_shards_of_two_machines_are_gathered(tiny_mixtral, sequences, tmp_path, 
     assert not damaged_shards(LogitCache(tmp_path / "out"), Silent())
 
 
-def test_a_missing_shard_is_named_or_left_out(tiny_mixtral, sequences, tmp_path, monkeypatch):
+def test_a_missing_shard_is_named_or_left_out(
+    tiny_mixtral, sequences, tmp_path, monkeypatch, capsys
+):
     import edgekit.distill.cache_write as writing
 
     monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
@@ -202,14 +207,67 @@ def test_a_missing_shard_is_named_or_left_out(tiny_mixtral, sequences, tmp_path,
     whole = LogitCache(out)
     gone = whole.index.training[1]
     (out / gone.file).unlink()
-    with pytest.raises(BadInputError, match=f"{gone.file} is missing.*--skip-missing"):
-        LogitCache(out)
-    cache = LogitCache(out, skip_missing=True)
-    assert cache.missing == [gone.file]
-    assert len(cache.sequences) == 20 - gone.sequences
-    last = len(cache.sequences) - 1  # what follows the gap still has its own targets
-    assert torch.equal(cache.targets(last).ids, whole.targets(19).ids)
-    assert np.array_equal(cache.sequences[last].tokens, whole.sequences[19].tokens)
+    for address in (out, f"file://{out}"):
+        with pytest.raises(BadInputError, match=f"{gone.file} is missing.*--skip-missing"):
+            LogitCache(address)
+        cache = LogitCache(address, skip_missing=True)
+        assert cache.missing == [gone.file] == damaged_shards(cache, Silent())
+        assert main(["distill", "verify", str(address)]) == 2
+        shown = capsys.readouterr().err
+        assert f"1 of {whole.shards} shards are damaged or missing, {gone.file}" in shown
+        assert len(cache.sequences) == 20 - gone.sequences
+        for number in range(len(cache.sequences)):  # all that is left is to be had
+            assert len(cache.targets(number)) == cache.sequences[number].positions
+        last = len(cache.sequences) - 1  # what follows the gap still has its own targets
+        assert torch.equal(cache.targets(last).ids, whole.targets(19).ids)
+        assert np.array_equal(cache.sequences[last].tokens, whole.sequences[19].tokens)
+
+
+def test_a_shard_that_is_cut_short_is_named_or_left_out(
+    tiny_mixtral, sequences, tmp_path, monkeypatch
+):
+    import edgekit.distill.cache_write as writing
+
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
+    out = tmp_path / "cache"
+    captured(tiny_mixtral, sequences, out)
+    short = LogitCache(out).index.training[2]
+    content = (out / short.file).read_bytes()
+    for length in (0, 20, len(content) - 1):
+        (out / short.file).write_bytes(content[:length])
+        with pytest.raises(BadInputError, match=f"{short.file} is missing or not whole"):
+            LogitCache(out)
+        cache = LogitCache(out, skip_missing=True)
+        assert cache.missing == [short.file]
+        assert len(cache.sequences) == 20 - short.sequences
+
+
+def test_what_was_skipped_is_told_and_names_the_state(
+    tiny_mixtral, sequences, tmp_path, monkeypatch
+):
+    """A shard that comes back changes which text is trained on in which step."""
+    import edgekit.distill.cache_write as writing
+
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
+    out = tmp_path / "cache"
+    captured(tiny_mixtral, sequences, out)
+    params = DistillSection(steps=1, trainable=("norms",))
+    shards = LogitCache(out).shards
+    gone = out / LogitCache(out).index.training[1].file
+
+    def key():
+        return training_digest(tiny_mixtral, out, params, skip_missing=True)
+
+    whole, content = key(), gone.read_bytes()
+    gone.unlink()
+    (tmp_path / "student").mkdir()
+    told = []
+    train(tiny_mixtral, out, params, tmp_path / "student", Silent(), device="cpu",
+          skip_missing=True, notify=told.append)  # fmt: skip
+    assert told == [f"1 of {shards} shards of the cache are left out"]
+    assert key() != whole
+    gone.write_bytes(content)
+    assert key() == whole
 
 
 def test_a_changed_byte_is_found(tiny_mixtral, sequences, tmp_path):
