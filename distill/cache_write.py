@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgekit.atomic import PARTIAL, disk_errors, link_or_copy, write_json
 from edgekit.digests import file_sha256, json_digest
-from edgekit.distill.cache import INDEX, CacheIndex, CacheShard, LogitCache
+from edgekit.distill.cache import INDEX, CacheIndex, CacheShard, LogitCache, is_whole
 from edgekit.distill.targets import SampledTargets, TeacherTargets, TopTargets
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
@@ -101,7 +101,14 @@ def finish_cache(
         BadInputError: a shard is in none of the sources.
     """
     planned = plan_shards(sequences, settings)
-    files = [_find(shard.file, [out, *sources], planned) for shard in planned]
+    places = [find_shard(shard.file, [out, *sources]) for shard in planned]
+    files = [place for place in places if place]
+    if len(files) < len(planned):
+        raise BadInputError(
+            f"{len(planned) - len(files)} of {len(planned)} shards are not there yet, "
+            f"{planned[places.index(None)].file} the first; let every worker finish, then gather "
+            "again"
+        )
     found: dict[bool, list[CacheShard]] = {False: [], True: []}
     with progress.task("put the cache together", len(planned)) as task:
         for shard, source in zip(planned, files, strict=True):
@@ -122,6 +129,11 @@ def finish_cache(
     index = settings.model_copy(update={"sequences": sequences_digest(sequences), **shards})
     write_json(out / INDEX, index.model_dump(mode="json"))
     return index
+
+
+def find_shard(name: str, places: Sequence[Path]) -> Path | None:
+    """The shard ``name`` in the first of the directories where it is whole."""
+    return next((place / name for place in places if is_whole(place / name)), None)
 
 
 def damaged_shards(cache: LogitCache, progress: Progress) -> list[str]:
@@ -155,17 +167,6 @@ def _runs(sequences: Sequence[TokenSequence]) -> Iterator[list[TokenSequence]]:
             run, tokens = [], 0
     if run:
         yield run
-
-
-def _find(name: str, sources: Sequence[Path], planned: Sequence[PlannedShard]) -> Path:
-    for source in sources:
-        if (source / name).is_file():
-            return source / name
-    missing = sum(not any((s / p.file).is_file() for s in sources) for p in planned)
-    raise BadInputError(
-        f"{missing} of {len(planned)} shards are not there yet, {name} the first; let every worker "
-        "finish, then gather again"
-    )
 
 
 def _top_arrays(targets: Sequence[TopTargets], width: int) -> dict[str, NDArray[Any]]:

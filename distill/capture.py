@@ -21,6 +21,7 @@ from edgekit.digests import json_digest
 from edgekit.distill.cache import TOKENIZER, CacheIndex, CacheShard
 from edgekit.distill.cache_write import (
     PlannedShard,
+    find_shard,
     finish_cache,
     id_bytes,
     plan_shards,
@@ -126,7 +127,7 @@ def capture_shards(
     share, places = share or Share(), [work, *elsewhere]
 
     def missing(shard: PlannedShard) -> bool:
-        return not any((place / shard.file).is_file() for place in places)
+        return find_shard(shard.file, places) is None
 
     text, running = read_sequences(sequences / FILE_NAME), options.running
     dtype = getattr(torch, running.dtype)

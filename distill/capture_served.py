@@ -20,7 +20,7 @@ import torch
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.distill.cache import CacheIndex
-from edgekit.distill.cache_write import PlannedShard, plan_shards, write_shard
+from edgekit.distill.cache_write import PlannedShard, find_shard, plan_shards, write_shard
 from edgekit.distill.capture import CaptureReport, put_together, require_text_fits
 from edgekit.distill.same_tokenizer import real_tokens, tokenizer_digest
 from edgekit.distill.served_http import Requests, Server, Sleep
@@ -63,9 +63,7 @@ def capture_served(
     settings = served_settings(model, architecture.vocab_size, server, top_k)
     places = [work, *elsewhere]
     missing = [
-        shard
-        for shard in plan_shards(text, settings)
-        if not any((place / shard.file).is_file() for place in places)
+        shard for shard in plan_shards(text, settings) if find_shard(shard.file, places) is None
     ]
     if missing:
         outputs = architecture.vocab_size

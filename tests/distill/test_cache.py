@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -194,6 +195,30 @@ def test_shards_of_two_machines_are_gathered(tiny_mixtral, sequences, tmp_path, 
     gather("0", "1")
     assert LogitCache(tmp_path / "out").index == whole.index
     assert not damaged_shards(LogitCache(tmp_path / "out"), Silent())
+
+
+def test_a_shard_that_was_copied_in_part_is_not_gathered(
+    tiny_mixtral, sequences, tmp_path, monkeypatch
+):
+    import edgekit.distill.cache_write as writing
+
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
+    whole, copied, out = tmp_path / "whole", tmp_path / "copied", tmp_path / "out"
+    captured(tiny_mixtral, sequences, whole)
+    shutil.copytree(whole, copied)
+    short = copied / LogitCache(whole).index.training[1].file
+    short.write_bytes(short.read_bytes()[:-5])
+    out.mkdir()
+    with pytest.raises(BadInputError, match=f"1 of .* not there yet, {short.name} the first"):
+        finish_capture(tiny_mixtral, sequences, CaptureOptions(), out, [copied], Silent())
+    work = tmp_path / "work"
+    work.mkdir()
+    left = capture_shards(
+        tiny_mixtral, sequences, CaptureOptions(), work, Silent(), elsewhere=[copied]
+    )
+    assert left == 0 and [f.name for f in work.iterdir()] == [short.name]
+    finish_capture(tiny_mixtral, sequences, CaptureOptions(), out, [copied, work], Silent())
+    assert LogitCache(out).index == LogitCache(whole).index
 
 
 def test_a_missing_shard_is_named_or_left_out(
