@@ -29,7 +29,7 @@ from edgekit.distill.cache_write import (
 )
 from edgekit.distill.collect import PassOptions, Share, checkpoint_digest
 from edgekit.distill.final_states import final_states
-from edgekit.distill.head import Head
+from edgekit.distill.head import Head, require_finite
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.same_tokenizer import real_tokens, tokenizer_digest
 from edgekit.distill.targets import (
@@ -251,7 +251,7 @@ def _run(
         states = final_states(opened, groups, running, scratch, task)
         for shard, found in zip(shards, states, strict=True):
             targets = [
-                _targets(head, rows, sequence, settings)
+                _targets(head, rows, sequence, settings, str(opened.path))
                 for rows, sequence in zip(found, shard.sequences, strict=True)
             ]
             write_shard(work / shard.file, targets, settings)
@@ -259,15 +259,16 @@ def _run(
 
 @torch.inference_mode()
 def _targets(
-    head: Head, hidden: Tensor, sequence: TokenSequence, settings: CacheIndex
+    head: Head, hidden: Tensor, sequence: TokenSequence, settings: CacheIndex, source: str
 ) -> TeacherTargets:
-    """What is kept of one sequence; its ``hidden`` [T, H] are what the head reads."""
+    """What is kept of one sequence; its ``hidden`` [T, H] are what the head of ``source`` reads."""
     if sequence.counted is not None:
         hidden = hidden[torch.from_numpy(sequence.counted)]
     parts: list[TeacherTargets] = []
     uniform = uniform_numbers(settings.seed, sequences_digest([sequence]), len(hidden))
     for rows in head.chunks(len(hidden)):
         logits = head.logits(hidden[rows])
+        require_finite(logits, source)
         if settings.targets == "top_k" or sequence.held_out:
             parts.append(top_k_targets(logits, settings.top_k))
         else:

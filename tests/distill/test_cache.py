@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from edgekit.cli.main import main
 from edgekit.distill.cache import INDEX, LogitCache
@@ -52,6 +53,15 @@ def captured(teacher, sequences, out, *args, scratch=None, **options):
 def of_worker(teacher, sequences, work, rank):
     work.mkdir(exist_ok=True)
     return capture_shards(teacher, sequences, CaptureOptions(), work, Silent(), Share(rank, 2))
+
+
+def without_numbers(teacher, out):
+    """A copy of ``teacher`` in which a weight of the last norm is damaged."""
+    shutil.copytree(teacher, out)
+    tensors = load_file(out / "model.safetensors")
+    tensors["model.norm.weight"][3] = np.nan
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    return out
 
 
 def teachers_logits(cache, teacher, number):
@@ -355,6 +365,14 @@ def test_text_that_does_not_fit_is_refused(tiny_mixtral, tmp_path, change, reaso
     write_sequences(tmp_path / "text" / FILE_NAME, [dataclasses.replace(text, **change)])
     with pytest.raises(BadInputError, match=reason):
         captured(tiny_mixtral, tmp_path / "text", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("targets", ["sampled", "top_k"])
+def test_a_teacher_that_gives_no_numbers_is_refused(tiny_qwen3_moe, sequences, tmp_path, targets):
+    damaged = without_numbers(tiny_qwen3_moe, tmp_path / "damaged")
+    with pytest.raises(BadInputError, match=f"{damaged}: gives logits that are not finite"):
+        captured(damaged, sequences, tmp_path / "cache", targets)
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_too_few_bytes_for_a_token_are_refused(tiny_mixtral, sequences, tmp_path):
