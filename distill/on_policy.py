@@ -35,6 +35,7 @@ from edgekit.distill.rows import counted, hidden_states, micro_batches, packs
 from edgekit.distill.same_tokenizer import require_tokenizer, tokenizer_digest
 from edgekit.distill.stage import Student, open_student, remembered
 from edgekit.distill.targets import TopTargets, joined, top_k_targets
+from edgekit.distill.train import require_fit
 from edgekit.distill.train_report import TrainReport, train_report
 from edgekit.distill.trainer import Trainer
 from edgekit.errors import BadInputError
@@ -90,17 +91,20 @@ def on_policy(
     goes on where memory seems too small.
 
     Raises:
-        BadInputError: teacher and student do not fit each other, or the student diverged.
+        BadInputError: teacher, student and cache do not fit each other, or the student diverged.
         OutOfResourcesError: memory is too small for both.
     """
+    processes = Processes.start(device)
     stage = stage_section(base, params)
+    held_out = _measured_on(student, cache, stage) if cache else None
     longest = max(len(prompt.tokens) for prompt in prompts) + params.new_tokens
     beside = written_bytes(describe(read_config(student), str(student / "config.json")))
     with ExitStack() as stack:
         taught = None
         if isinstance(teacher, Path):
-            place = str(Processes.start(device).device)
-            taught = stack.enter_context(open_model(teacher, device=place, load=False))
+            taught = stack.enter_context(
+                open_model(teacher, device=str(processes.device), load=False)
+            )
             beside += weight_needs(taught).whole
         learner = open_student(
             student, stage, quantization, device, progress,
@@ -109,7 +113,7 @@ def on_policy(
         opened = stack.enter_context(learner)
         score = local_teacher(taught, opened, params.top_k) if taught else teacher
         assert not isinstance(score, Path)
-        return _train(opened, score, prompts, params, stage, out, progress, scratch, cache)
+        return _train(opened, score, prompts, params, stage, out, progress, scratch, held_out)
 
 
 def stage_section(base: DistillSection, params: OnPolicySection) -> DistillSection:
@@ -128,6 +132,20 @@ def stage_section(base: DistillSection, params: OnPolicySection) -> DistillSecti
             "seed": params.seed,
         }
     )
+
+
+def _measured_on(student: Path, cache: Path, stage: DistillSection) -> LogitCache:
+    """A cache on whose held-out text the student can be measured.
+
+    Raises:
+        BadInputError: it is of another tokenizer or vocabulary.
+    """
+    found = LogitCache(cache)
+    # held-out targets are the top ones at temperature 1, whatever is kept of the training text
+    measured = {"loss": "forward_kl", "temperature": found.index.temperature}
+    with open_model(student, load=False) as opened:
+        require_fit(opened, found, stage.model_copy(update=measured))
+    return found
 
 
 def local_teacher(opened: OpenModel, student: Student, top_k: int) -> Teacher:
@@ -179,12 +197,12 @@ def _train(
     out: Path,
     progress: Progress,
     scratch: Path | None,
-    cache: Path | None,
+    cache: LogitCache | None,
 ) -> OnPolicyReport:
     writer = _Writer(student, teacher, params, progress)
     trainer = Trainer(
         student.opened, stage, student.vocab_size, loss=Loss.of(stage), masks=student.masks,
-        held_out=LogitCache(cache) if cache else None, saved=scratch, processes=student.processes,
+        held_out=cache, saved=scratch, processes=student.processes,
         largest=student.largest,
     )  # fmt: skip
     trainer.begin(progress)

@@ -1,6 +1,8 @@
 """`distill on-policy` and `distill tune` from the command line."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from edgekit.cli.main import main
 from edgekit.distill.capture import CaptureOptions, capture
 from edgekit.progress import Silent
-from edgekit.sequences import FILE_NAME, TokenSequence, write_sequences
+from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences, write_sequences
 
 SMALL = ["--steps", "2", "--batch-tokens", "64", "--device", "cpu", "--json"]
 
@@ -46,6 +48,40 @@ def test_on_policy_writes_a_student_and_leaves_no_state(
     assert report["rounds"] == 2 and report["own_before"]["all"]["value"] > 0
     assert report["training"]["students"][0]["after"]["acceptance"]["at_most"] <= 1
     assert {f.name for f in tmp_path.iterdir()} == {"cache", "out"}
+
+
+def test_another_cache_does_not_continue_from_what_was_measured_on_the_first(
+    tiny_mixtral, tiny_model, cache, run, tmp_path, monkeypatch
+):
+    from edgekit.distill.trainer import Trainer
+
+    other = tmp_path / "other"
+    shutil.copytree(cache, other)
+    made = read_sequences(cache / FILE_NAME)
+    text = [dataclasses.replace(s, tokens=s.tokens[::-1].copy()) for s in made]
+    write_sequences(other / FILE_NAME, text)
+    capture(tiny_mixtral, other, CaptureOptions("top_k"), other, Silent())
+
+    def command(out, kept):
+        return run(
+            "on-policy", tiny_model("mixtral", seed=3), "--teacher", tiny_mixtral, "--out", out,
+            "--round-steps", 1, "--new-tokens", 4, "--cache", kept, *SMALL,
+        )  # fmt: skip
+
+    _, fresh = command(tmp_path / "fresh", other)
+    original = Trainer.save
+
+    def interrupted(self):
+        original(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", interrupted)
+        code, _ = command(tmp_path / "out", cache)
+        assert code == 130
+    code, report = command(tmp_path / "out", other)
+    kl = "held_out_kl_before"
+    assert code == 0 and report["training"][kl] == fresh["training"][kl]
 
 
 def test_tune_says_what_the_anchor_prevented(tiny_mixtral, cache, run, tmp_path):

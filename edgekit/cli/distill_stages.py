@@ -96,7 +96,8 @@ def on_policy(
     data = checked(DataSection, seed=seed)
     asked = read_prompts(ChatTokenizer(model), stage, data)
     out = out.absolute()
-    scratch = state_directory(out, [model, taught], [stage, base, asked, server, served_model])
+    inputs = [model, taught, *([cache] if cache else [])]
+    scratch = state_directory(out, inputs, [stage, base, asked, server, served_model])
     with written_by(processes.is_main, out) as directory:
         corrects = _served(taught, server, served_model, top_k) if server else taught
         report = train(

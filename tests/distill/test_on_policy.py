@@ -2,6 +2,7 @@
 after an interruption."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import edgekit.distill.on_policy as module
 from edgekit.distill.calibration import load_prompts
+from edgekit.distill.capture import CaptureOptions, capture
 from edgekit.distill.divergence import remember
 from edgekit.distill.on_policy import answered, local_teacher, on_policy, stage_section
 from edgekit.distill.open_model import open_model
@@ -19,7 +21,7 @@ from edgekit.errors import BadInputError
 from edgekit.progress import Silent
 from edgekit.recipe import DataSection, DistillSection
 from edgekit.recipe_stages import OnPolicySection
-from edgekit.sequences import TokenSequence
+from edgekit.sequences import FILE_NAME, TokenSequence, write_sequences
 from edgekit.text import ChatTokenizer
 
 BASE = DistillSection(steps=0, batch_tokens=160, trainable=("all",))
@@ -257,24 +259,39 @@ def test_the_stage_takes_the_rest_from_the_recipe():
     assert stage.trainable == ("all",)
 
 
-def test_a_sequence_of_the_cache_is_measured_before_and_after(
-    tiny_mixtral, tiny_model, prompts, tmp_path
-):
-    from edgekit.distill.capture import CaptureOptions, capture
-    from edgekit.sequences import FILE_NAME, write_sequences
-
+def captured(teacher, directory, options):
     rng = np.random.default_rng(2)
     made = [TokenSequence(rng.integers(3, 40, 16).astype(np.int32), "c", i > 3) for i in range(10)]
-    write_sequences(tmp_path / FILE_NAME, made)
-    (tmp_path / "cache").mkdir()
-    capture(tiny_mixtral, tmp_path, CaptureOptions("top_k"), tmp_path / "cache", Silent())
+    write_sequences(directory / FILE_NAME, made)
+    (directory / "cache").mkdir()
+    capture(teacher, directory, options, directory / "cache", Silent())
+    return directory / "cache"
+
+
+@pytest.mark.parametrize("kept", [CaptureOptions("top_k"), CaptureOptions(temperature=2.0)])
+def test_a_sequence_of_the_cache_is_measured_before_and_after(
+    tiny_mixtral, tiny_model, prompts, tmp_path, kept
+):
+    """Whatever is kept of the training text, which says nothing here."""
+    cache = captured(tiny_mixtral, tmp_path, kept)
     report = trained(
         tiny_model("mixtral", seed=3), tiny_mixtral, prompts, tmp_path / "out", section(steps=3),
-        cache=tmp_path / "cache",
+        cache=cache,
     )  # fmt: skip
     (healed,) = report.training.students
     assert healed.before.all.value == report.training.held_out_kl_before > 0
     assert healed.after.all.value != healed.before.all.value
+
+
+def test_a_cache_of_other_tokens_is_refused_before_work(
+    tiny_mixtral, tiny_model, prompts, tmp_path, monkeypatch
+):
+    cache, student = captured(tiny_mixtral, tmp_path, CaptureOptions()), tmp_path / "student"
+    monkeypatch.setattr(module, "open_student", lambda *_, **__: pytest.fail("it was opened"))
+    shutil.copytree(tiny_model("mixtral", seed=3), student)
+    (student / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(BadInputError, match="the chat templates differ"):
+        trained(student, lambda _: [], prompts, tmp_path / "out", section(), cache=cache)
 
 
 def test_memory_is_asked_for_student_and_teacher_together(
