@@ -91,10 +91,16 @@ def on_policy(
     goes on where memory seems too small.
 
     Raises:
-        BadInputError: teacher, student and cache do not fit each other, or the student diverged.
+        BadInputError: teacher, student and cache do not fit each other, the processes split the
+            student, or it diverged.
         OutOfResourcesError: memory is too small for both.
     """
     processes = Processes.start(device)
+    if processes.sharded:
+        raise BadInputError(
+            "accelerate's configuration asks for FSDP, but in on-policy training every process "
+            "writes with the whole student; choose plain multi-CPU or multi-GPU"
+        )
     stage = stage_section(base, params)
     held_out = _measured_on(student, cache, stage) if cache else None
     longest = max(len(prompt.tokens) for prompt in prompts) + params.new_tokens

@@ -158,6 +158,16 @@ def test_a_teacher_of_other_tokens_is_refused(tiny_mixtral, tiny_model, prompts,
         trained(tiny_mixtral, teacher, prompts, tmp_path / "out", section())
 
 
+def test_processes_that_split_the_student_are_refused_before_work(
+    tiny_mixtral, prompts, tmp_path, monkeypatch
+):
+    split = module.Processes(0, 2, sharded=True)
+    monkeypatch.setattr(module.Processes, "start", lambda _: split)
+    monkeypatch.setattr(module, "open_model", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(BadInputError, match=r"FSDP, but in on-policy .* choose plain"):
+        trained(tiny_mixtral, tiny_mixtral, prompts, tmp_path / "out", section())
+
+
 def test_the_sizes_of_a_nested_student_take_turns(tiny_model, prompts, tmp_path, monkeypatch):
     from edgekit.checkpoint import Checkpoint
     from edgekit.distill.prune import write_pruned
