@@ -198,21 +198,28 @@ def _tune(
 
 
 def _sentences(anchored: Tuned, control: Tuned | None) -> list[str]:
-    """In words what was gained and lost, in nats per token on held-out text."""
-    text, training = anchored.text_after.all.value, anchored.training
-    sentences = [
-        f"Cross-entropy on the files went from {anchored.text_before.all.value:.4f} to {text:.4f}, "
-        f"KL to the teacher on the cache from {training.held_out_kl_before:.4f} to "
-        f"{training.held_out_kl_after:.4f}."
-    ]
+    """In words what was gained and lost, in nats per token on held-out text, which a cache may
+    lack."""
+    text, kl = anchored.text_after.all.value, anchored.training.held_out_kl_after
+    words = (
+        f"Cross-entropy on the files went from {anchored.text_before.all.value:.4f} to {text:.4f}"
+    )
+    if kl is None:
+        words += "; the cache has no held-out text to measure the KL to the teacher on"
+    else:
+        before = anchored.training.held_out_kl_before
+        words += f", KL to the teacher on the cache from {before:.4f} to {kl:.4f}"
+    sentences = [words + "."]
     if control:
-        loose = control.text_after.all.value
-        kl = control.training.held_out_kl_after
-        prevented, cost = kl - training.held_out_kl_after, text - loose
-        sentences += [
-            f"Without the anchor they are {loose:.4f} and {kl:.4f}.",
-            f"So the anchor {_changed('KL', -prevented)} and {_changed('cross-entropy', cost)}.",
-        ]
+        loose, loose_kl = control.text_after.all.value, control.training.held_out_kl_after
+        cost = _changed("cross-entropy", text - loose)
+        if kl is None or loose_kl is None:
+            sentences += [f"Without the anchor it is {loose:.4f}.", f"So the anchor {cost}."]
+        else:
+            sentences += [
+                f"Without the anchor they are {loose:.4f} and {loose_kl:.4f}.",
+                f"So the anchor {_changed('KL', kl - loose_kl)} and {cost}.",
+            ]
     return sentences
 
 

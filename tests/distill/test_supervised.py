@@ -77,6 +77,17 @@ def test_the_anchor_holds_the_student_to_the_teacher(tiny_mixtral, cache, file, 
     assert f"lowered the KL by {lost - held:.4f}" in report.sentences[2]
 
 
+def test_a_cache_without_held_out_text_says_nothing_of_the_kl(tiny_mixtral, file, tmp_path):
+    rng = np.random.default_rng(1)
+    made = [TokenSequence(rng.integers(3, 40, 24).astype(np.int32), "c", False) for _ in range(9)]
+    write_sequences(tmp_path / FILE_NAME, made)
+    capture(tiny_mixtral, tmp_path, CaptureOptions(), tmp_path, Silent())
+    report = tuned(tiny_mixtral, tmp_path, tmp_path / "out", section(file, steps=2))
+    assert "no held-out text" in report.sentences[0]
+    assert report.sentences[2].startswith("So the anchor") and len(report.sentences) == 3
+    assert not any("nan" in sentence or " KL by" in sentence for sentence in report.sentences)
+
+
 def test_what_is_reported_is_what_is_written(tiny_mixtral, cache, file, tmp_path):
     params = section(file, steps=6, control=False)
     report = tuned(tiny_mixtral, cache, tmp_path / "out", params)
