@@ -57,7 +57,8 @@ Teacher = Callable[[Sequence[TokenSequence]], list[TopTargets]]
 
 class OnPolicyReport(BaseModel):
     """``own_*`` is the divergence ``loss`` in nats per token on what the student itself writes for
-    held-out prompts, None without such; ``training`` has the KL on the cache's held-out text."""
+    held-out prompts, None without such; ``training`` has the KL on the cache's held-out text.
+    ``left_out`` prompts were too long to be answered within the context."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,6 +67,7 @@ class OnPolicyReport(BaseModel):
     own_before: Divergence | None
     own_after: Divergence | None
     training: TrainReport
+    left_out: int = 0
 
 
 def on_policy(
@@ -103,8 +105,8 @@ def on_policy(
         )
     stage = stage_section(base, params)
     held_out = _measured_on(student, cache, stage) if cache else None
-    longest = max(len(prompt.tokens) for prompt in prompts) + params.new_tokens
-    beside = written_bytes(describe(read_config(student), str(student / "config.json")))
+    architecture = describe(read_config(student), str(student / "config.json"))
+    beside, context = written_bytes(architecture), architecture.context_length
     with ExitStack() as stack:
         taught = None
         if isinstance(teacher, Path):
@@ -112,6 +114,9 @@ def on_policy(
                 open_model(teacher, device=str(processes.device), load=False)
             )
             beside += weight_needs(taught).whole
+            context = min(context, taught.architecture.context_length)
+        asked = _that_fit(prompts, params.new_tokens, context)
+        longest = max(len(prompt.tokens) for prompt in asked) + params.new_tokens
         learner = open_student(
             student, stage, quantization, device, progress,
             longest=longest, beside=beside, force=force,
@@ -119,7 +124,8 @@ def on_policy(
         opened = stack.enter_context(learner)
         score = local_teacher(taught, opened, params.top_k) if taught else teacher
         assert not isinstance(score, Path)
-        return _train(opened, score, prompts, params, stage, out, progress, scratch, held_out)
+        report = _train(opened, score, asked, params, stage, out, progress, scratch, held_out)
+    return report.model_copy(update={"left_out": len(prompts) - len(asked)})
 
 
 def stage_section(base: DistillSection, params: OnPolicySection) -> DistillSection:
@@ -151,6 +157,21 @@ def _measured_on(student: Path, cache: Path, stage: DistillSection) -> LogitCach
     measured = {"loss": "forward_kl", "temperature": found.index.temperature}
     with open_model(student, load=False) as opened:
         require_fit(opened, found, stage.model_copy(update=measured))
+    return found
+
+
+def _that_fit(prompts: Sequence[Prompt], new_tokens: int, context: int) -> list[Prompt]:
+    """Those that leave room for an answer.
+
+    Raises:
+        BadInputError: none of those to train on does.
+    """
+    found = [prompt for prompt in prompts if len(prompt.tokens) + new_tokens <= context]
+    if all(prompt.held_out for prompt in found):
+        raise BadInputError(
+            f"[distill.on_policy]: no prompt to train on leaves room for {new_tokens} new_tokens "
+            f"in a context of {context}; lower new_tokens, or prompt_tokens for texts"
+        )
     return found
 
 

@@ -115,6 +115,8 @@ def on_policy(
             )
         else:
             print(f"{steps} steps; no prompt was held out to measure on: {out}")
+        if report.left_out and not json:
+            print(f"{report.left_out} prompts were left out, too long for the context")
     processes.stop()
 
 

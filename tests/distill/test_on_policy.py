@@ -158,6 +158,24 @@ def test_a_teacher_of_other_tokens_is_refused(tiny_mixtral, tiny_model, prompts,
         trained(tiny_mixtral, teacher, prompts, tmp_path / "out", section())
 
 
+def test_prompts_without_room_for_an_answer_are_left_out(
+    tiny_mixtral, tiny_model, prompts, tmp_path
+):
+    """Of the context that is shorter, the student's or the teacher's."""
+    short = tiny_model("mixtral", max_position_embeddings=32)
+    for name, student, teacher in (("one", short, tiny_mixtral), ("other", tiny_mixtral, short)):
+        whole = [*prompts, Prompt(tuple(range(3, 24)), "a", False), Prompt((5,) * 20, "a", False)]
+        report = trained(student, teacher, whole, tmp_path / name, section(steps=1))
+        assert report.left_out == 1  # 21 tokens and an answer of 12
+
+
+def test_too_long_an_answer_names_what_makes_it_shorter(tiny_model, prompts, tmp_path, monkeypatch):
+    short = tiny_model("mixtral", max_position_embeddings=32)
+    monkeypatch.setattr(module, "open_student", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(BadInputError, match="lower new_tokens, or prompt_tokens"):
+        trained(short, short, prompts, tmp_path / "out", section(new_tokens=40))
+
+
 def test_processes_that_split_the_student_are_refused_before_work(
     tiny_mixtral, prompts, tmp_path, monkeypatch
 ):
