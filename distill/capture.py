@@ -6,6 +6,7 @@ share of the shards; whoever finds all of them there writes the index.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +137,11 @@ def capture_shards(
         settings = capture_settings(teacher, opened.architecture.vocab_size, options)
         planned = plan_shards(text, settings)
         mine = planned[share.rank :: share.workers]
-        _run([s for s in mine if missing(s)], opened, settings, running, work, progress)
+        left = [shard.file for shard in mine if missing(shard)]
+        scratch = _own_states(work, share, planned)
+        if left:
+            _run(mine, left, opened, settings, running, scratch, progress)
+        shutil.rmtree(scratch, ignore_errors=True)
     return sum(map(missing, planned))
 
 
@@ -233,28 +238,37 @@ def capture_settings(teacher: Path, vocab_size: int, options: CaptureOptions) ->
     return settings
 
 
+def _own_states(work: Path, share: Share, planned: Sequence[PlannedShard]) -> Path:
+    """Where a worker's states between two layers are. Those of other text, or of another number of
+    workers, are of use to none and go."""
+    suffix = f"-of-{share.workers}-{json_digest([shard.file for shard in planned])[:16]}"
+    for left in work.glob("states-*"):
+        if not left.name.endswith(suffix):
+            shutil.rmtree(left, ignore_errors=True)
+    return work / f"states-{share.rank}{suffix}"
+
+
 def _run(
-    shards: list[PlannedShard],
+    shards: Sequence[PlannedShard],
+    wanted: Sequence[str],
     opened: OpenModel,
     settings: CacheIndex,
     running: PassOptions,
-    work: Path,
+    scratch: Path,
     progress: Progress,
 ) -> None:
-    """Write the shards that are not there yet."""
-    if not shards:
-        return
+    """Write the ``wanted`` ones of a worker's shards beside ``scratch``."""
     head = Head(opened, settings.vocab_size)
-    scratch = work / f"states-{json_digest([s.file for s in shards])[:16]}"
-    groups = [shard.sequences for shard in shards]
-    with progress.task("capture the teacher's logits", sum(s.tokens for s in shards)) as task:
-        states = final_states(opened, groups, running, scratch, task)
-        for shard, found in zip(shards, states, strict=True):
+    by_name = {shard.file: shard for shard in shards}
+    groups = {shard.file: shard.sequences for shard in shards}
+    tokens = sum(by_name[name].tokens for name in wanted)
+    with progress.task("capture the teacher's logits", tokens) as task:
+        for name, states in final_states(opened, groups, wanted, running, scratch, task):
             targets = [
                 _targets(head, rows, sequence, settings, str(opened.path))
-                for rows, sequence in zip(found, shard.sequences, strict=True)
+                for rows, sequence in zip(states, by_name[name].sequences, strict=True)
             ]
-            write_shard(work / shard.file, targets, settings)
+            write_shard(scratch.with_name(name), targets, settings)
 
 
 @torch.inference_mode()

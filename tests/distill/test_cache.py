@@ -1,43 +1,24 @@
-"""Draws and their statistics, the cache's round trip, and what must be refused."""
+"""Draws and their statistics, and the cache's round trip."""
 
-import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from captures import captured, make_text
 
 from edgekit.cli.main import main
+from edgekit.distill import cache_write
 from edgekit.distill.cache import INDEX, LogitCache
 from edgekit.distill.cache_write import damaged_shards, id_bytes
-from edgekit.distill.capture import (
-    CaptureOptions,
-    capture,
-    capture_shards,
-    finish_capture,
-)
-from edgekit.distill.collect import PassOptions, Share
+from edgekit.distill.collect import PassOptions
 from edgekit.distill.targets import most_draws, sampled_targets, uniform_numbers
 from edgekit.distill.teacher import teacher_logits
 from edgekit.distill.train import train, training_digest
-from edgekit.errors import BadInputError, OutOfResourcesError
+from edgekit.errors import BadInputError
 from edgekit.progress import Silent
 from edgekit.recipe import DistillSection
 from edgekit.sequences import FILE_NAME, TokenSequence, write_sequences
-
-
-def make_text(directory, count=20, counted=False):
-    rng = np.random.default_rng(0)
-    made = []
-    for i in range(count):
-        tokens = rng.integers(3, 100, 12 + i).astype(np.int32)
-        mask = rng.random(len(tokens)) < 0.5 if counted else None
-        made.append(TokenSequence(tokens, "chat", i % 5 == 4, mask))
-    directory.mkdir(exist_ok=True)
-    write_sequences(directory / FILE_NAME, made)
-    return directory
 
 
 @pytest.fixture
@@ -45,23 +26,9 @@ def sequences(tmp_path):
     return make_text(tmp_path / "sequences")
 
 
-def captured(teacher, sequences, out, *args, scratch=None, **options):
-    out.mkdir(exist_ok=True)
-    return capture(teacher, sequences, CaptureOptions(*args, **options), out, Silent(), scratch)
-
-
-def of_worker(teacher, sequences, work, rank):
-    work.mkdir(exist_ok=True)
-    return capture_shards(teacher, sequences, CaptureOptions(), work, Silent(), Share(rank, 2))
-
-
-def without_numbers(teacher, out):
-    """A copy of ``teacher`` in which a weight of the last norm is damaged."""
-    shutil.copytree(teacher, out)
-    tensors = load_file(out / "model.safetensors")
-    tensors["model.norm.weight"][3] = np.nan
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
-    return out
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(cache_write, "SHARD_TOKENS", 64)
 
 
 def teachers_logits(cache, teacher, number):
@@ -146,97 +113,9 @@ def test_ids_take_as_few_bytes_as_hold_them(vocab_size, size):
     assert id_bytes(vocab_size) == size
 
 
-def test_workers_and_resumed_captures_give_the_same_bytes(
-    tiny_mixtral, sequences, tmp_path, monkeypatch
-):
-    import edgekit.distill.cache_write as writing
-    import edgekit.distill.final_states as running
-
-    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
-    whole, work, out = tmp_path / "whole", tmp_path / "work", tmp_path / "out"
-    captured(tiny_mixtral, sequences, whole)
-    assert of_worker(tiny_mixtral, sequences, work, 0) > 0
-    assert of_worker(tiny_mixtral, sequences, work, 1) == 0
-    captured(tiny_mixtral, sequences, out, scratch=work)
-    files = sorted(f.name for f in whole.iterdir() if f.is_file())
-    assert len(files) > 6
-    for name in files:
-        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-
-    def refuse(*_args, **_kwargs):
-        raise AssertionError("the teacher was run again")
-
-    monkeypatch.setattr(running, "_whole", refuse)
-    captured(tiny_mixtral, sequences, tmp_path / "again", scratch=work)
-    assert (tmp_path / "again" / INDEX).read_bytes() == (whole / INDEX).read_bytes()
-
-
-def test_added_text_keeps_the_shards_that_were_there(tiny_mixtral, tmp_path, monkeypatch):
-    import edgekit.distill.cache_write as writing
-
-    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
-    captured(tiny_mixtral, make_text(tmp_path / "a", 20), tmp_path / "cache")
-    before = {f.name for f in (tmp_path / "cache").glob("shard-*")}
-    captured(tiny_mixtral, make_text(tmp_path / "b", 30), tmp_path / "cache")
-    cache = LogitCache(tmp_path / "cache")
-    assert len(cache.sequences) == 30
-    kept = before & {shard.file for shard in (*cache.index.training, *cache.index.held_out)}
-    assert len(kept) >= len(before) - 2  # the last of each split grew
-
-
-def test_shards_of_two_machines_are_gathered(tiny_mixtral, sequences, tmp_path, monkeypatch):
-    import edgekit.distill.cache_write as writing
-
-    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
-    captured(tiny_mixtral, sequences, tmp_path / "whole")
-    for rank in (0, 1):
-        of_worker(tiny_mixtral, sequences, tmp_path / str(rank), rank)
-    whole = LogitCache(tmp_path / "whole")
-    (tmp_path / "out").mkdir()
-
-    def gather(*ranks):
-        sources = [tmp_path / rank for rank in ranks]
-        finish_capture(
-            tiny_mixtral, sequences, CaptureOptions(), tmp_path / "out", sources, Silent()
-        )
-
-    with pytest.raises(BadInputError, match=r"\d+ of \d+ shards are not there yet"):
-        gather("0")
-    gather("0", "1")
-    assert LogitCache(tmp_path / "out").index == whole.index
-    assert not damaged_shards(LogitCache(tmp_path / "out"), Silent())
-
-
-def test_a_shard_that_was_copied_in_part_is_not_gathered(
-    tiny_mixtral, sequences, tmp_path, monkeypatch
-):
-    import edgekit.distill.cache_write as writing
-
-    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
-    whole, copied, out = tmp_path / "whole", tmp_path / "copied", tmp_path / "out"
-    captured(tiny_mixtral, sequences, whole)
-    shutil.copytree(whole, copied)
-    short = copied / LogitCache(whole).index.training[1].file
-    short.write_bytes(short.read_bytes()[:-5])
-    out.mkdir()
-    with pytest.raises(BadInputError, match=f"1 of .* not there yet, {short.name} the first"):
-        finish_capture(tiny_mixtral, sequences, CaptureOptions(), out, [copied], Silent())
-    work = tmp_path / "work"
-    work.mkdir()
-    left = capture_shards(
-        tiny_mixtral, sequences, CaptureOptions(), work, Silent(), elsewhere=[copied]
-    )
-    assert left == 0 and [f.name for f in work.iterdir()] == [short.name]
-    finish_capture(tiny_mixtral, sequences, CaptureOptions(), out, [copied, work], Silent())
-    assert LogitCache(out).index == LogitCache(whole).index
-
-
 def test_a_missing_shard_is_named_or_left_out(
-    tiny_mixtral, sequences, tmp_path, monkeypatch, capsys
+    tiny_mixtral, sequences, tmp_path, small_shards, capsys
 ):
-    import edgekit.distill.cache_write as writing
-
-    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
     out = tmp_path / "cache"
     captured(tiny_mixtral, sequences, out)
     whole = LogitCache(out)
@@ -259,11 +138,8 @@ def test_a_missing_shard_is_named_or_left_out(
 
 
 def test_a_shard_that_is_cut_short_is_named_or_left_out(
-    tiny_mixtral, sequences, tmp_path, monkeypatch
+    tiny_mixtral, sequences, tmp_path, small_shards
 ):
-    import edgekit.distill.cache_write as writing
-
-    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
     out = tmp_path / "cache"
     captured(tiny_mixtral, sequences, out)
     short = LogitCache(out).index.training[2]
@@ -278,12 +154,10 @@ def test_a_shard_that_is_cut_short_is_named_or_left_out(
 
 
 def test_what_was_skipped_is_told_and_names_the_state(
-    tiny_mixtral, sequences, tmp_path, monkeypatch
+    tiny_mixtral, sequences, tmp_path, small_shards
 ):
     """A shard that comes back changes which text is trained on in which step."""
-    import edgekit.distill.cache_write as writing
 
-    monkeypatch.setattr(writing, "SHARD_TOKENS", 64)
     out = tmp_path / "cache"
     captured(tiny_mixtral, sequences, out)
     params = DistillSection(steps=1, trainable=("norms",))
@@ -349,47 +223,3 @@ def test_a_cache_is_read_through_fsspec(tiny_mixtral, sequences, tmp_path):
     for address, reason in (("memory://bucket/other", "index.json"), ("nowhere://x", "nowhere")):
         with pytest.raises(BadInputError, match=rf"{address}/index.json: cannot be .*{reason}"):
             LogitCache(address)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"tokens": np.arange(3, 900, dtype=np.int32)}, "longer than the context"),
-        ({"tokens": np.array([3, 100_000], np.int32)}, "text has token 100000"),
-        ({"counted": np.zeros(12, np.bool_)}, "no position that counts"),
-    ],
-)
-def test_text_that_does_not_fit_is_refused(tiny_mixtral, tmp_path, change, reason):
-    text = TokenSequence(np.arange(3, 15, dtype=np.int32), "chat", False)
-    (tmp_path / "text").mkdir()
-    write_sequences(tmp_path / "text" / FILE_NAME, [dataclasses.replace(text, **change)])
-    with pytest.raises(BadInputError, match=reason):
-        captured(tiny_mixtral, tmp_path / "text", tmp_path / "cache")
-
-
-@pytest.mark.parametrize("targets", ["sampled", "top_k"])
-def test_a_teacher_that_gives_no_numbers_is_refused(tiny_qwen3_moe, sequences, tmp_path, targets):
-    damaged = without_numbers(tiny_qwen3_moe, tmp_path / "damaged")
-    with pytest.raises(BadInputError, match=f"{damaged}: gives logits that are not finite"):
-        captured(damaged, sequences, tmp_path / "cache", targets)
-    assert not list((tmp_path / "cache").iterdir())
-
-
-def test_too_few_bytes_for_a_token_are_refused(tiny_mixtral, sequences, tmp_path):
-    with pytest.raises(BadInputError, match="allow at least 6"):
-        captured(tiny_mixtral, sequences, tmp_path / "cache", bytes_per_token=5)
-
-
-def test_a_full_disk_leaves_no_half_shard(tiny_mixtral, sequences, tmp_path, monkeypatch):
-    import errno
-
-    import edgekit.distill.cache_write as writing
-
-    class Full(writing.TensorFileWriter):
-        def write(self, name, values, first_row=None):
-            raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(writing, "TensorFileWriter", Full)
-    with pytest.raises(OutOfResourcesError, match="no space left"):
-        captured(tiny_mixtral, sequences, tmp_path / "cache")
-    assert not list((tmp_path / "cache").glob("shard-*.safetensors"))
