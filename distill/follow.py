@@ -21,8 +21,8 @@ from edgekit.distill.capture import CaptureOptions, capture, capture_settings
 from edgekit.distill.collect import PassOptions
 from edgekit.distill.divergence import Divergence, measure
 from edgekit.distill.open_model import open_model
-from edgekit.distill.teacher_move import Moved, compare, require_comparable
-from edgekit.distill.train import train
+from edgekit.distill.teacher_move import Moved, compare, require_comparable, require_held_out
+from edgekit.distill.train import require_fit, train
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection
 
@@ -87,11 +87,12 @@ def follow(
 
     Raises:
         BadInputError: the teachers' tokenizers differ, the cache has no held-out text, or the
-            student does not fit it.
+            student does not fit it; all of that is known before the teacher runs.
         OutOfResourcesError: memory or disk are too small.
     """
     old = LogitCache(cache)
-    capturing = _as_before(old.index, options.running)
+    _require_fit(student, old, options.params)
+    capturing = _as_before(old.index, options)
     vocab_size = describe(read_config(teacher), str(teacher / "config.json")).vocab_size
     settings = capture_settings(teacher, vocab_size, capturing)
     require_comparable(str(cache), old.index, str(teacher), settings)
@@ -107,10 +108,10 @@ def follow(
     steps = budget(moved.kl.all.value, student_kl, options.previous.steps)
     (out / STUDENT).mkdir()
     if steps:
-        update = {"steps": steps, "temperature": old.index.temperature}
         trained = train(
-            student, out / CACHE, options.params.model_copy(update=update), out / STUDENT,
+            student, out / CACHE, _training(options.params, old.index, steps), out / STUDENT,
             progress, scratch / "training", device=options.running.device,
+            force=options.running.force,
         ).students[0]  # fmt: skip
         before, after = trained.before, trained.after
     else:
@@ -124,15 +125,30 @@ def follow(
     return report
 
 
-def _as_before(index: CacheIndex, running: PassOptions) -> CaptureOptions:
+def _training(params: DistillSection, index: CacheIndex, steps: int) -> DistillSection:
+    return params.model_copy(update={"steps": steps, "temperature": index.temperature})
+
+
+def _require_fit(student: Path, old: LogitCache, params: DistillSection) -> None:
+    """Refuse a student that cannot be trained on a cache like ``old``, before one is captured."""
+    likewise = _training(params, old.index, 0)
+    with open_model(student, load=False) as opened:
+        # the new cache has what another loss needs
+        require_fit(opened, old, likewise.model_copy(update={"loss": "forward_kl"}))
+    require_held_out(old)
+
+
+def _as_before(index: CacheIndex, options: FollowOptions) -> CaptureOptions:
+    """How the old cache was captured, and the probabilities if the loss needs them now."""
+    needed = CaptureOptions.of(options.params).probabilities
     return CaptureOptions(
         targets=index.targets,
         bytes_per_token=index.bytes_per_token,
-        probabilities=index.probabilities,
+        probabilities=index.probabilities or needed,
         top_k=index.top_k,
         temperature=index.temperature,
         seed=index.seed,
-        running=running,
+        running=options.running,
     )
 
 

@@ -56,11 +56,7 @@ def compare(old: LogitCache, new: LogitCache) -> Moved:
             f"{new.directory}: its held-out text is not that of {old.directory}; capture it with "
             "--sequences and the old cache"
         )
-    if not ours:
-        raise BadInputError(
-            f"{old.directory}: there is no held-out text to compare on; capture with "
-            "[data] held_out_tokens"
-        )
+    require_held_out(old)
     values, masses = [], []
     for one, other in zip(ours, theirs, strict=True):
         before, after = old.targets(one), new.targets(other)
@@ -92,6 +88,19 @@ def require_comparable(old_name: str, old: CacheIndex, new_name: str, new: Cache
                 f"{new_name}: not comparable with {old_name}, their {what} differ; capture the new "
                 "teacher as the old one was, or begin again with a student of the new one"
             )
+
+
+def require_held_out(cache: LogitCache) -> None:
+    """Refuse a cache without held-out text.
+
+    Raises:
+        BadInputError: it has none.
+    """
+    if not _held_out(cache):
+        raise BadInputError(
+            f"{cache.directory}: there is no held-out text to compare on; capture with "
+            "[data] held_out_tokens"
+        )
 
 
 def moved_kl(new: TopTargets, old: TopTargets) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -265,6 +265,55 @@ def test_a_student_follows_its_teacher(teacher, moved_teachers, text, old, tmp_p
     assert f"{report['moved']['kl']['all']['value']:.4f}" in shown
 
 
+def test_the_new_cache_has_what_another_loss_needs(
+    teacher, moved_teachers, old, tmp_path, capsys, monkeypatch
+):
+    """And where memory seems too small, --force goes on in training too."""
+    import edgekit.distill.stage as stage
+
+    assert old.index.targets == "sampled" and not old.index.probabilities
+    forced = []
+    monkeypatch.setattr(stage, "require_training_memory", lambda *given: forced.append(given[-1]))
+    report = followed(
+        capsys, moved_teachers[0.2], teacher, old, tmp_path / "out", "--steps", "4",
+        "--student-kl", "2", "--loss", "reverse_kl", "--force",
+    )  # fmt: skip
+    assert report["steps"] > 0 and forced == [True]
+    assert LogitCache(tmp_path / "out" / "cache").index.probabilities
+
+
+def test_a_student_that_does_not_fit_the_cache_is_refused_before_the_teacher_runs(
+    teacher, tiny_model, old, tmp_path, capsys, monkeypatch
+):
+    import edgekit.distill.follow as module
+
+    monkeypatch.setattr(module, "capture", lambda *_: pytest.fail("the teacher was run"))
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    small = tiny_model("mixtral", vocab_size=64)
+    for student, reason in ((other, "the chat templates differ"), (small, "has 64 tokens")):
+        code = main(["distill", "follow", str(teacher), "--from", str(student), "--cache",
+                     old.directory, "--steps", "5", "--out", str(tmp_path / "out")])  # fmt: skip
+        assert code == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_a_cache_without_held_out_text_is_refused_before_the_teacher_runs(
+    teacher, old, tmp_path, capsys, monkeypatch
+):
+    import edgekit.distill.follow as module
+
+    (tmp_path / "text").mkdir()
+    write_sequences(tmp_path / "text" / FILE_NAME, [s for s in old.sequences if not s.held_out])
+    cache = cached(teacher, tmp_path / "text", tmp_path / "cache")
+    monkeypatch.setattr(module, "capture", lambda *_: pytest.fail("the teacher was run"))
+    code = main(["distill", "follow", str(teacher), "--from", str(teacher), "--cache",
+                 cache.directory, "--steps", "5", "--out", str(tmp_path / "out")])  # fmt: skip
+    assert code == 2
+    assert "no held-out text to compare on" in capsys.readouterr().err
+
+
 def test_a_teacher_that_stayed_asks_for_nothing(teacher, tiny_model, old, tmp_path, capsys):
     previous = tiny_model("mixtral", seed=3)
     report = followed(capsys, teacher, previous, old, tmp_path / "out", "--steps", "50")
