@@ -154,7 +154,8 @@ def _measured_on(student: Path, cache: Path, stage: DistillSection) -> LogitCach
     """
     found = LogitCache(cache)
     # held-out targets are the top ones at temperature 1, whatever is kept of the training text
-    measured = {"loss": "forward_kl", "temperature": found.index.temperature}
+    drawn = found.index.targets == "sampled"
+    measured = {"loss": "forward_kl", "temperature": found.index.temperature if drawn else 1.0}
     with open_model(student, load=False) as opened:
         require_fit(opened, found, stage.model_copy(update=measured))
     return found

@@ -296,12 +296,12 @@ def captured(teacher, directory, options):
     return directory / "cache"
 
 
-@pytest.mark.parametrize("kept", [CaptureOptions("top_k"), CaptureOptions(temperature=2.0)])
+@pytest.mark.parametrize("targets", ["top_k", "sampled"])
 def test_a_sequence_of_the_cache_is_measured_before_and_after(
-    tiny_mixtral, tiny_model, prompts, tmp_path, kept
+    tiny_mixtral, tiny_model, prompts, tmp_path, targets
 ):
     """Whatever is kept of the training text, which says nothing here."""
-    cache = captured(tiny_mixtral, tmp_path, kept)
+    cache = captured(tiny_mixtral, tmp_path, CaptureOptions(targets, temperature=2.0))
     report = trained(
         tiny_model("mixtral", seed=3), tiny_mixtral, prompts, tmp_path / "out", section(steps=3),
         cache=cache,
