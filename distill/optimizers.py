@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -17,21 +17,22 @@ BETAS = (0.9, 0.95)  # of AdamW
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], params: DistillSection
+    parameters: Mapping[str, nn.Parameter], params: DistillSection
 ) -> torch.optim.Optimizer:
-    """As the recipe says. Only matrices decay: norms and biases are no larger than they must be.
+    """As the recipe says. Only matrices decay: norms and biases, of which a mixture has one per
+    expert, are no larger than they must be.
 
     AdamW keeps two moments of every weight. Adafactor (arXiv 1804.04235) keeps the sums of rows and
     columns of the second and none of the first; its steps are relative to the root mean square of a
     weight, so it wants a larger learning rate.
     """
-    chosen = list(parameters)
+    decays = {p: p.dim() > 1 and not name.endswith("bias") for name, p in parameters.items()}
     groups = [  # what is split over processes and what is not cannot be computed in one
         {
-            "params": [p for p in chosen if (p.dim() > 1) == matrix and is_split(p) == split],
-            "weight_decay": params.weight_decay if matrix else 0.0,
+            "params": [p for p in decays if decays[p] == decaying and is_split(p) == split],
+            "weight_decay": params.weight_decay if decaying else 0.0,
         }
-        for matrix in (True, False)
+        for decaying in (True, False)
         for split in (True, False)
     ]
     kept = [group for group in groups if group["params"]]

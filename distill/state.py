@@ -77,8 +77,8 @@ def save_state(
     write_tensors(new / TENSORS, tensors)
     (new / VALUES).write_text(state.model_dump_json())
     old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
+    if directory.exists():  # else the old one is all there is: killed between two renames
+        shutil.rmtree(old, ignore_errors=True)
         directory.rename(old)
     new.rename(directory)
     shutil.rmtree(old, ignore_errors=True)

@@ -95,13 +95,14 @@ def sampled_targets(
     """
     logprobs = (logits.float() / temperature).log_softmax(-1)
     probabilities = logprobs.double().exp()
-    entropy = -(probabilities * logprobs).sum(-1).float()
+    entropy = torch.special.entr(probabilities).sum(-1).float()
     draws = most_draws(probabilities, entries)
     edges = probabilities.cumsum(-1)
     steps = torch.arange(int(draws.max()), device=logits.device)
     # scaled by the whole mass, which rounding leaves a little off 1
     points = (uniform[:, None] + steps) / draws[:, None] * edges[:, -1:]
-    found = torch.searchsorted(edges, points, right=True).clamp_(max=logits.shape[-1] - 1)
+    below = torch.nextafter(edges[:, -1:], torch.zeros_like(edges[:, -1:]))  # may round up to it
+    found = torch.searchsorted(edges, torch.minimum(points, below), right=True)
     ids, counts = _counted(found, steps < draws[:, None])
     return SampledTargets(ids, counts, entropy, logprobs.gather(-1, ids))
 

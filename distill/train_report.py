@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -27,7 +26,7 @@ class TrainReport(BaseModel):
     """KL in nats per token on held-out text before and after; of every step the mean loss over its
     positions, the gradient's norm before it was clipped, and the learning rate.
 
-    ``held_out_kl_*`` are those of the first of ``students``, NaN without held-out text. A step of
+    ``held_out_kl_*`` are those of the first of ``students``, None without held-out text. A step of
     nested training trains one prefix, so neighbours among ``losses`` may be of different ones.
     ``steps`` were done, fewer than asked for if the training was ``stopped_early``, and what was
     written is the student after ``written_step`` of them. ``working`` is how gradients were
@@ -46,8 +45,8 @@ class TrainReport(BaseModel):
     tokens_per_second: float
     processes: int
     working: Working | None
-    held_out_kl_before: float
-    held_out_kl_after: float
+    held_out_kl_before: float | None
+    held_out_kl_after: float | None
     students: list[Healed]
     evaluations: list[Evaluation]
     losses: list[float]
@@ -74,8 +73,8 @@ def train_report(trainer: Trainer, nested: Sequence[int], after: Evaluation | No
         tokens_per_second=round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
         processes=trainer.processes.count,
         working=state.working,
-        held_out_kl_before=before.students[0].all.value if before else math.nan,
-        held_out_kl_after=after.students[0].all.value if after else math.nan,
+        held_out_kl_before=before.students[0].all.value if before else None,
+        held_out_kl_after=after.students[0].all.value if after else None,
         students=[
             Healed(experts=count, before=first, after=last)
             for count, (first, last) in zip(counts, pairs, strict=False)

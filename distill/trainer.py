@@ -47,6 +47,7 @@ from edgekit.progress import Progress, Silent, Task
 from edgekit.recipe import DistillSection
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+NEVER = 10**7  # steps: whoever calls in rounds saves between them
 RECENT = 10  # steps whose mean loss is shown
 
 
@@ -100,7 +101,7 @@ class Trainer:
                 opened, self.trained, params.lora_rank, params.lora_alpha, params.seed
             )
         self.parameters = self._adapters.parameters if self._adapters else self.trained
-        self.optimizer = make_optimizer(self.parameters.values(), params)
+        self.optimizer = make_optimizer(self.parameters, params)
         self.gradients = Gradients(
             opened, Head(opened, vocab_size), self.parameters, self.processes,
             params.activation_checkpointing,
@@ -146,14 +147,24 @@ class Trainer:
                 task.advance()
 
     def measure(self, progress: Progress) -> Evaluation | None:
-        """KL of every student on held-out text; None where there is no such text."""
+        """KL of every student on held-out text; None where there is no such text.
+
+        Raises:
+            BadInputError: it is not finite.
+        """
         held_out = self.held_out
         if held_out is None or not any(s.held_out for s in held_out.sequences):
             return None
         students = tuple(
             divergence(self.opened, mask, held_out, self.processes, progress) for mask in self.masks
         )
-        return Evaluation(step=self.state.step, students=students)
+        found = Evaluation(step=self.state.step, students=students)
+        if not math.isfinite(found.kl):
+            raise BadInputError(
+                f"{self.opened.path}: after {self.state.step} steps its KL on held-out text is not "
+                "finite; lower [distill] learning_rate, or after 0 steps use another student"
+            )
+        return found
 
     def finish(self, progress: Progress) -> Evaluation | None:
         """Give the student its best weights, as they will be stored, and measure it. Adapters are
@@ -192,6 +203,9 @@ class Trainer:
             if tried:
                 speed = f"{working.tokens_per_second:,.0f} tokens/s"
                 self._notify(f"a trial chose {working.sentence}: {speed}")
+        elif params.micro_batch_tokens:  # a state goes on with a smaller one, if that is asked for
+            tokens = {"micro_batch_tokens": params.micro_batch_tokens}
+            working = working.model_copy(update=tokens)
         self.state.working = working
         return working
 
@@ -201,9 +215,9 @@ class Trainer:
         state.losses.append(self._step(step, parts))
         state.step, state.tokens = step + 1, state.tokens + sum(part.tokens for part in parts)
         state.seconds += time.perf_counter() - start
-        if params.evaluate_every and state.step % params.evaluate_every == 0:
-            self._evaluate(Silent())
-        elif state.step % params.save_every == 0:
+        due = params.evaluate_every and state.step % params.evaluate_every == 0
+        saved = due and self._evaluate(Silent())
+        if not saved and state.step % params.save_every == 0:
             self.save()
         loss, speed = float(np.mean(state.losses[-RECENT:])), state.tokens / state.seconds
         task.note(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
@@ -223,11 +237,13 @@ class Trainer:
         limit = params.clip_norm or math.inf
         norm = self._clip(limit)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.save()
+            kept = self._saved if params.save_every < NEVER else None
+            if kept:  # of the midst of a round nothing is kept: it would begin with other weights
+                self.save()
             raise BadInputError(
                 f"[distill] learning_rate: in step {step + 1} the loss or its gradient became "
-                f"infinite or NaN; lower it (it is {params.learning_rate:g}) and train again"
-                + (f"; the state after step {step} is in {self._saved}" if self._saved else "")
+                f"infinite or NaN; lower it (it is {params.learning_rate:g}) and train again from "
+                "the beginning" + (f"; the state after step {step} is in {kept}" if kept else "")
             )
         self.optimizer.step()
         self.gradients.clear()
@@ -242,11 +258,12 @@ class Trainer:
             return clip(gradients, limit, self.processes)
         return float(nn.utils.clip_grad_norm_(parameters, limit))
 
-    def _evaluate(self, progress: Progress) -> None:
-        """Measure, keep the weights if they are the best, and save the state."""
+    def _evaluate(self, progress: Progress) -> bool:
+        """Measure, keep the weights if they are the best, and save the state; returns whether it
+        was saved."""
         found = self.measure(progress)
         if found is None:
-            return
+            return False
         state = self.state
         state.evaluations.append(found)
         better = note_evaluation(state, self.params.patience)
@@ -259,6 +276,7 @@ class Trainer:
             self.save()
             if self.processes.is_main:
                 self._best.forget_others(state.best)
+        return self._best is not None
 
     @torch.no_grad()
     def _round_as_stored(self) -> None:

@@ -49,7 +49,8 @@ def choose(
     """The fastest of what the recipe leaves open, by ``speed``; micro-batches up to ``largest``
     tokens. Threads are tried where this process is ``alone`` on a CPU."""
     start = time.perf_counter()
-    begin = params.micro_batch_tokens or min(PREFERRED, largest)
+    # where not one sequence seems to fit it was asked for all the same
+    begin = params.micro_batch_tokens or min(PREFERRED, max(largest, SMALLEST))
     best = Working(
         micro_batch_tokens=begin,
         precision="bfloat16" if params.precision == "bfloat16" else "float32",

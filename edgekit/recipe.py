@@ -198,6 +198,16 @@ class DistillSection(TrainingOptions):
     on_policy: OnPolicySection | None = None
     supervised: SupervisedSection | None = None
 
+    @model_validator(mode="after")
+    def _temperature_needs_draws(self) -> DistillSection:
+        if self.temperature != 1.0 and self.targets == "top_k":
+            raise PydanticCustomError(
+                "temperature",
+                "a temperature other than 1 softens what top_k targets have lumped together; set "
+                'targets = "sampled"',
+            )
+        return self
+
 
 class QuantizeSection(Section):
     """``[quantize]``: the weights' format."""

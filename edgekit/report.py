@@ -134,10 +134,10 @@ def _stage(name: str, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _held_out(training: Mapping[str, Any]) -> str:
-    text = (
-        f"KL on held-out text {training['held_out_kl_before']:.4f} before, "
-        f"{training['held_out_kl_after']:.4f} after {training['steps']} steps."
-    )
+    before, after = training["held_out_kl_before"], training["held_out_kl_after"]
+    if before is None or after is None:
+        return f"{training['steps']} steps; there was no held-out text to measure on."
+    text = f"KL on held-out text {before:.4f} before, {after:.4f} after {training['steps']} steps."
     students = training["students"]
     bounds = students[0]["after"]["acceptance"] if students else None
     if bounds:

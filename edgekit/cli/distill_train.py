@@ -19,6 +19,7 @@ from edgekit.recipe import DistillSection, checked
 from edgekit.sources import resolve_model
 
 train_app = typer.Typer(add_completion=False)
+MICRO_BATCH = 512
 PARTS = ("router", "norms", "attention")
 
 
@@ -37,19 +38,24 @@ def train(
         ),
     ] = "forward_kl",
     cross_entropy: Annotated[float, typer.Option(help="Share of the text itself.")] = 0.0,
-    temperature: float = 1.0,
+    beta: Annotated[float, typer.Option(help="Of jsd: near 0 like forward KL.")] = 0.5,
+    skew: Annotated[float, typer.Option(help="Of the skewed losses.")] = 0.1,
+    temperature: Annotated[float, typer.Option(help="That of the cache, if it has draws.")] = 1.0,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Go on without shards that are not there.")
     ] = False,
     trainable: Annotated[
-        list[str] | None, typer.Option(help="router, norms, attention, experts, mlp, all.")
+        list[str] | None,
+        typer.Option(help="router, norms, attention, experts, mlp, embedding, all."),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw or adafactor.")] = "adamw",
     weight_decay: float = 0.0,
     warm_up: Annotated[float, typer.Option(help="Share of the steps.")] = 0.1,
     decay: Annotated[str, typer.Option(help="cosine, linear or constant.")] = "cosine",
     clip_norm: Annotated[float, typer.Option(help="0: none.")] = 1.0,
-    micro_batch_tokens: Annotated[int, typer.Option(help="Of a forward pass; 0: measured.")] = 512,
+    micro_batch_tokens: Annotated[
+        int | None, typer.Option(help="Of a forward pass; 0: measured.", show_default="512")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or auto.", show_default="float32")
     ] = None,
@@ -78,11 +84,13 @@ def train(
     Under `accelerate launch -m edgekit distill train ...` or `torchrun` the processes share the
     work.
     """
+    tokens = (0 if trial else MICRO_BATCH) if micro_batch_tokens is None else micro_batch_tokens
     section = checked(
         DistillSection, steps=steps, batch_tokens=batch_tokens, learning_rate=learning_rate,
-        trainable=tuple(trainable or PARTS), loss=loss, cross_entropy=cross_entropy,
-        temperature=temperature, optimizer=optimizer, weight_decay=weight_decay, warm_up=warm_up,
-        decay=decay, clip_norm=clip_norm, micro_batch_tokens=0 if trial else micro_batch_tokens,
+        trainable=tuple(trainable or PARTS), loss=loss, beta=beta, skew=skew,
+        cross_entropy=cross_entropy, temperature=temperature, optimizer=optimizer,
+        weight_decay=weight_decay, warm_up=warm_up, decay=decay, clip_norm=clip_norm,
+        micro_batch_tokens=tokens,
         precision=precision or ("auto" if trial else "float32"),
         activation_checkpointing=activation_checkpointing, lora_rank=lora_rank,
         lora_alpha=lora_alpha, evaluate_every=evaluate_every, patience=patience,
@@ -129,7 +137,9 @@ def say(report: Any, out: Path, json: bool) -> None:
         print_json(report)
         return
     early = " (stopped early)" if report.stopped_early else ""
-    print(
-        f"held-out KL {report.held_out_kl_before:.4f} to {report.held_out_kl_after:.4f} nats per "
-        f"token in {report.steps} steps{early}, {report.tokens_per_second:,.0f} tokens/s: {out}"
-    )
+    before, after = report.held_out_kl_before, report.held_out_kl_after
+    kl = "no held-out text"
+    if before is not None and after is not None:
+        kl = f"held-out KL {before:.4f} to {after:.4f} nats per token"
+    speed = f"{report.tokens_per_second:,.0f} tokens/s"
+    print(f"{kl}, {report.steps} steps{early}, {speed}: {out}")

@@ -185,3 +185,13 @@ def test_the_head_in_chunks_gives_the_gradients_of_the_whole(tiny_qwen3_moe):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
             with torch.no_grad():
                 torch.testing.assert_close(head.summed(hidden, loss), whole)
+
+
+def test_a_token_without_probability_is_never_drawn():
+    """Also where a number is so close to 1 that it rounds to the end of the distribution."""
+    logits = torch.tensor([[1.0, 0.5, -torch.inf, 0.2, -torch.inf]]).expand(1000, -1)
+    uniform = torch.full((1000,), 1 - 2**-53, dtype=torch.float64)
+    drawn = sampled_targets(logits, 2.0, uniform)
+    assert set(drawn.ids[drawn.counts > 0].tolist()) <= {0, 1, 3}
+    t = logits[0, [0, 1, 3]].softmax(-1)
+    assert drawn.entropy[0].item() == pytest.approx(-(t * t.log()).sum().item(), rel=1e-5)

@@ -107,12 +107,15 @@ def test_every_optimizer_continues_to_the_same_weights(
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_only_matrices_decay(optimizer):
     matrix, vector = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(3))
+    biases = torch.nn.Parameter(torch.ones(4, 3))  # one of every expert
     section = DistillSection(steps=1, optimizer=optimizer, weight_decay=0.5, learning_rate=0.1)
-    made = make_optimizer([matrix, vector], section)
-    for parameter in (matrix, vector):
+    named = {"down": matrix, "norm.weight": vector, "mixture.down_bias": biases}
+    made = make_optimizer(named, section)
+    for parameter in named.values():
         parameter.grad = torch.zeros_like(parameter)
     made.step()
     assert torch.allclose(matrix, torch.full((3, 2), 0.95)) and torch.equal(vector, torch.ones(3))
+    assert torch.equal(biases, torch.ones(4, 3))
 
 
 def test_rates_fall_as_asked():
@@ -212,6 +215,50 @@ def test_patience_counts_from_the_best():
 def test_patience_without_evaluations_is_refused():
     with pytest.raises(BadInputError, match=r"patience.*evaluate_every"):
         checked(DistillSection, steps=1, patience=2)
+
+
+def test_evaluations_need_held_out_text(student, tiny_mixtral, tmp_path):
+    silent = captured(tiny_mixtral, tmp_path, training_text(seed=1))
+    with pytest.raises(BadInputError, match=r"no held-out text for evaluate_every; set it to 0"):
+        healed(student, silent, tmp_path / "a", evaluate_every=2)
+    report, _ = healed(student, silent, tmp_path / "b")
+    assert json.loads(report.model_dump_json())["held_out_kl_after"] is None
+
+
+def test_a_state_is_saved_whatever_is_measured(student, tiny_mixtral, monkeypatch, tmp_path):
+    """Also in a step that is due for an evaluation and has nothing to evaluate on."""
+    saved = []
+    monkeypatch.setattr(Trainer, "save", lambda self: saved.append(self.state.step))
+    teacher = load_model(tiny_mixtral)
+    section = DistillSection(**{**OPTIONS, "evaluate_every": 2, "save_every": 2})
+    with open_model(student) as opened:
+        targets = remember(teacher, training_text(seed=5), Silent())
+        trainer = Trainer(opened, section, 512, saved=tmp_path, held_out=targets)
+        trainer.train(targets, 0, 6, Silent())
+    assert saved == [2, 4, 6]
+
+
+def test_a_student_that_is_nothing_on_held_out_text_is_refused(student, cache, tmp_path):
+    with open_model(student) as opened:
+        next(opened.layers[0].parameters()).data.fill_(math.nan)
+        section, logits = DistillSection(**OPTIONS, evaluate_every=2), LogitCache(cache)
+        trainer = Trainer(opened, section, 512, saved=tmp_path, held_out=logits)
+        with pytest.raises(BadInputError, match="after 0 steps its KL on held-out text is not fin"):
+            trainer.begin(Silent())
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("top_k", [4, 512])
+def test_a_temperature_softens_only_what_is_known(student, tiny_mixtral, tmp_path, top_k):
+    """Of a tail the mass is kept, and not how it would be softened."""
+    lumped = captured(tiny_mixtral, tmp_path, top_k=top_k)
+    if top_k == 512:  # the whole vocabulary
+        healed(student, lumped, tmp_path / "a", steps=1, temperature=2.0)
+        return
+    with pytest.raises(BadInputError, match=r"softens what its top_k targets have lumped together"):
+        healed(student, lumped, tmp_path / "a", temperature=2.0)
+    with pytest.raises(BadInputError, match=r"temperature.*targets = \"sampled\""):
+        checked(DistillSection, steps=1, temperature=2.0, targets="top_k")
 
 
 def test_the_state_after_the_last_good_step_is_kept(student, cache, tmp_path, monkeypatch):

@@ -44,6 +44,7 @@ def test_a_trial_keeps_what_is_measurably_faster():
         assert found.tokens_per_second == 260.0
         assert max(working.micro_batch_tokens for working in asked) == 2048
         asked.clear()
+        assert choose(section, device, True, 0, speed).micro_batch_tokens == 256  # asked for anyway
         fixed = section.model_copy(update={"micro_batch_tokens": 700})
         assert choose(fixed, device, True, 3000, speed).micro_batch_tokens == 700
         patch.setattr(module, "has_bfloat16", lambda _: False)
@@ -73,3 +74,14 @@ def test_what_a_trial_chose_is_kept_when_training_continues(student, cache, tmp_
         healed(student, cache, tmp_path / "killed", tmp_path / "scratch", **options)
     report, _ = healed(student, cache, tmp_path / "again", tmp_path / "scratch", **options)
     assert len(tried) == 1 and report.working.micro_batch_tokens == 24
+
+
+def test_a_smaller_micro_batch_is_followed_when_training_continues(student, cache, tmp_path):
+    """As a device that ran full makes one ask for it."""
+    options = {"precision": "auto", "save_every": 2}
+    scratch = tmp_path / "scratch"
+    first, _ = healed(student, cache, tmp_path / "a", scratch, micro_batch_tokens=512, **options)
+    again, _ = healed(student, cache, tmp_path / "b", scratch, micro_batch_tokens=64, **options,
+                      steps=8)  # fmt: skip
+    assert first.working.micro_batch_tokens == 512 and again.working.micro_batch_tokens == 64
+    assert again.losses[:6] == first.losses

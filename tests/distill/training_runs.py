@@ -24,12 +24,12 @@ def text(count=24, seed=1, longest=40):
     ]
 
 
-def captured(teacher, directory: Path):
-    """A cache of everything that ``teacher`` says about :func:`text`."""
+def captured(teacher, directory: Path, sequences=None, top_k=512):
+    """A cache of what ``teacher`` says about :func:`text`, by default everything."""
     out = directory / "cache"
     out.mkdir()
-    write_sequences(directory / FILE_NAME, text())
-    capture(teacher, directory, CaptureOptions("top_k", top_k=512), out, Silent())
+    write_sequences(directory / FILE_NAME, text() if sequences is None else sequences)
+    capture(teacher, directory, CaptureOptions("top_k", top_k=top_k), out, Silent())
     return out
 
 
