@@ -151,10 +151,20 @@ def require_fit(opened: OpenModel, cache: LogitCache, params: DistillSection) ->
             f"{opened.path}: the vocabulary has {vocab_size} tokens but the teacher's has "
             f"{cache.vocab_size}; choose a student with the teacher's tokenizer"
         )
+    if index.targets == "top_k" and index.top_k < cache.vocab_size and params.temperature != 1.0:
+        raise BadInputError(
+            f"{cache.directory}: a temperature other than 1 softens what its top_k targets have "
+            "lumped together; capture with --targets sampled and that temperature, or train at 1"
+        )
     if index.targets == "sampled" and index.temperature != params.temperature:
         raise BadInputError(
             f"{cache.directory}: its targets were drawn at temperature {index.temperature:g}, and "
             f"training asks for {params.temperature:g}; use one temperature for both"
+        )
+    if params.evaluate_every and not any(s.held_out for s in cache.sequences):
+        raise BadInputError(
+            f"{cache.directory}: has no held-out text for evaluate_every; set it to 0, or capture "
+            "with held_out_tokens"
         )
     if index.targets == "sampled" and params.loss != "forward_kl" and not index.probabilities:
         raise BadInputError(
