@@ -9,6 +9,7 @@ import pytest
 
 from edgekit.cli.main import main
 from edgekit.distill.capture import CaptureOptions, capture
+from edgekit.errors import BadInputError
 from edgekit.progress import Silent
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences, write_sequences
 
@@ -82,6 +83,47 @@ def test_another_cache_does_not_continue_from_what_was_measured_on_the_first(
     code, report = command(tmp_path / "out", other)
     kl = "held_out_kl_before"
     assert code == 0 and report["training"][kl] == fresh["training"][kl]
+
+
+@pytest.mark.parametrize(("loss", "option"), [("jsd", "--beta"), ("skew_forward", "--skew")])
+def test_what_a_loss_is_parted_by_is_an_option_of_every_stage(
+    tiny_mixtral, tiny_model, cache, run, tmp_path, loss, option
+):
+    student, text = tiny_model("mixtral", seed=3), tmp_path / "mine.txt"
+    text.write_text("\n\n".join(f"{i} The quick brown fox jumps. " * 90 for i in range(8)))
+    given = {
+        "on-policy": ["--teacher", tiny_mixtral, "--new-tokens", 4],
+        "tune": ["--cache", cache, "--data", text, "--tokens", 900, "--held-out-tokens", 400,
+                 "--sequence-length", 32, "--no-control"],
+    }  # fmt: skip
+    for stage, more in given.items():
+        losses = []
+        for value in (0.2, 0.6):
+            out = tmp_path / f"{stage}-{value}"
+            arguments = [student, "--out", out, *more, "--loss", loss, option, value]
+            code, report = run(stage, *arguments, *SMALL)
+            assert code == 0, report
+            losses.append(report.get("anchored", report)["training"]["losses"][0])
+        assert losses[0] != pytest.approx(losses[1], rel=1e-3), stage
+
+
+def test_how_hard_a_server_may_be_asked_reaches_it(tiny_mixtral, run, tmp_path, monkeypatch):
+    import edgekit.distill.served_scorer as module
+
+    asked = []
+
+    def refuse(model, server, top_k):
+        asked.append(server)
+        raise BadInputError("not today")
+
+    monkeypatch.setattr(module, "served_scorer", refuse)
+    code, message = run(
+        "on-policy", tiny_mixtral, "--teacher", tiny_mixtral, "--out", tmp_path / "o", "--server",
+        "http://127.0.0.1:1", "--served-model", "m", "--concurrency", 3, "--requests-per-second",
+        1.5, *SMALL,
+    )  # fmt: skip
+    assert code == 2 and "not today" in message
+    assert (asked[0].concurrency, asked[0].requests_per_second) == (3, 1.5)
 
 
 def test_tune_says_what_the_anchor_prevented(tiny_mixtral, cache, run, tmp_path):

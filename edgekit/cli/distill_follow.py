@@ -10,6 +10,7 @@ import typer
 
 from edgekit.atomic import atomic_directory
 from edgekit.cli.common import Force, Json, Model, Out, console, print_json, table
+from edgekit.cli.distill_stages import Beta, Skew
 from edgekit.progress import default_progress
 from edgekit.recipe import DistillSection, checked
 from edgekit.sources import resolve_model
@@ -53,6 +54,8 @@ def follow(
     batch_tokens: int = 1024,
     learning_rate: float = 1e-4,
     loss: Annotated[str, typer.Option(help="As `distill train`.")] = "forward_kl",
+    beta: Beta = 0.5,
+    skew: Skew = 0.1,
     trainable: Annotated[
         list[str] | None, typer.Option(help="router, norms, attention, experts, mlp, all.")
     ] = None,
@@ -69,7 +72,7 @@ def follow(
     parts = tuple(trainable or ("router", "norms", "attention"))
     section = checked(
         DistillSection, steps=0, batch_tokens=batch_tokens, learning_rate=learning_rate,
-        trainable=parts, loss=loss, seed=seed,
+        trainable=parts, loss=loss, beta=beta, skew=skew, seed=seed,
     )  # fmt: skip
     from edgekit.digests import json_digest
     from edgekit.distill.cache import INDEX, read_index

@@ -27,6 +27,8 @@ Trained = Annotated[
     list[str] | None, typer.Option(help="router, norms, attention, experts, mlp, all.")
 ]
 Rank = Annotated[int, typer.Option(help="Of adapters; 0: whole matrices.")]
+Beta = Annotated[float, typer.Option(help="Of jsd: near 0 like forward KL, near 1 reverse.")]
+Skew = Annotated[float, typer.Option(help="Of the skewed losses.")]
 Device = Annotated[str, typer.Option(help="Of torch; auto: the GPU, or the CPU.")]
 
 
@@ -50,7 +52,8 @@ def on_policy(
     loss: Annotated[
         str, typer.Option(help="reverse_kl, jsd or another of `train`.")
     ] = "reverse_kl",
-    beta: Annotated[float, typer.Option(help="Of jsd; near 1 like reverse_kl.")] = 0.5,
+    beta: Beta = 0.5,
+    skew: Skew = 0.1,
     top_k: Annotated[int, typer.Option(help="Teacher's tokens used at a position.")] = 64,
     learning_rate: float = 2e-5,
     batch_tokens: BatchTokens = 1024,
@@ -63,6 +66,8 @@ def on_policy(
         str, typer.Option(help="Ask the teacher at this address of vLLM or SGLang.")
     ] = "",
     served_model: Annotated[str, typer.Option(help="The name that the server gives it.")] = "",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at once.")] = 8,
+    requests_per_second: Annotated[float, typer.Option(min=0, help="At most; 0: no limit.")] = 0.0,
     device: Device = "auto",
     seed: int = 0,
     force: Force = False,
@@ -81,7 +86,7 @@ def on_policy(
     )  # fmt: skip
     base = checked(
         DistillSection, steps=0, batch_tokens=batch_tokens, trainable=tuple(trainable or PARTS),
-        lora_rank=lora_rank,
+        lora_rank=lora_rank, skew=skew,
     )  # fmt: skip
     from edgekit.distill.on_policy import on_policy as train
     from edgekit.distill.processes import Processes
@@ -99,7 +104,10 @@ def on_policy(
     inputs = [model, taught, *([cache] if cache else [])]
     scratch = state_directory(out, inputs, [stage, base, asked, server, served_model])
     with written_by(processes.is_main, out) as directory:
-        corrects = _served(taught, server, served_model, top_k) if server else taught
+        corrects: Path | Teacher = taught
+        if server:
+            hard = (concurrency, requests_per_second)
+            corrects = _served(taught, server, served_model, hard, top_k)
         report = train(
             model, corrects, asked, stage, base, directory, progress, scratch,
             cache=cache, device=device, force=force,
@@ -120,13 +128,13 @@ def on_policy(
     processes.stop()
 
 
-def _served(directory: Path, url: str, name: str, top_k: int) -> Teacher:
+def _served(directory: Path, url: str, name: str, hard: tuple[int, float], top_k: int) -> Teacher:
     from edgekit.distill.served_http import Server
     from edgekit.distill.served_scorer import served_scorer
 
     if not name:
         raise BadInputError("--server needs --served-model; give the name that the server lists")
-    return served_scorer(directory, Server(url, name), top_k)
+    return served_scorer(directory, Server(url, name, *hard), top_k)
 
 
 @stages_app.command()
@@ -149,6 +157,8 @@ def tune(
         bool, typer.Option("--all-words", help="Of messages, not only the assistant's.")
     ] = False,
     loss: Annotated[str, typer.Option(help="To the teacher, as of `train`.")] = "forward_kl",
+    beta: Beta = 0.5,
+    skew: Skew = 0.1,
     temperature: Annotated[float, typer.Option(help="That of the cache.")] = 1.0,
     learning_rate: float = 2e-5,
     batch_tokens: BatchTokens = 1024,
@@ -168,7 +178,7 @@ def tune(
     )  # fmt: skip
     base = checked(
         DistillSection, steps=0, batch_tokens=batch_tokens, trainable=tuple(trainable or PARTS),
-        lora_rank=lora_rank, loss=loss, temperature=temperature,
+        lora_rank=lora_rank, loss=loss, beta=beta, skew=skew, temperature=temperature,
     )  # fmt: skip
     from edgekit.distill.processes import Processes
     from edgekit.distill.stage import state_directory

@@ -282,6 +282,23 @@ def test_the_new_cache_has_what_another_loss_needs(
     assert LogitCache(tmp_path / "out" / "cache").index.probabilities
 
 
+def test_what_parts_a_loss_reaches_the_training(
+    teacher, moved_teachers, old, tmp_path, capsys, monkeypatch
+):
+    import edgekit.distill.follow as module
+
+    original, found = module.train, []
+
+    def noting(student, cache, params, *more, **options):
+        found.append((params.loss, params.beta, params.skew))
+        return original(student, cache, params, *more, **options)
+
+    monkeypatch.setattr(module, "train", noting)
+    followed(capsys, moved_teachers[0.2], teacher, old, tmp_path / "out", "--steps", "4",
+             "--student-kl", "2", "--loss", "jsd", "--beta", "0.9", "--skew", "0.3")  # fmt: skip
+    assert found == [("jsd", 0.9, 0.3)]
+
+
 def test_a_student_that_does_not_fit_the_cache_is_refused_before_the_teacher_runs(
     teacher, tiny_model, old, tmp_path, capsys, monkeypatch
 ):
