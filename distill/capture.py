@@ -124,6 +124,11 @@ def capture_shards(
     ``elsewhere``, are not captured again.
 
     Returns how many of all shards are still in none of them.
+
+    Raises:
+        BadInputError: the teacher or the text cannot be read or do not fit each other, or there
+            are fewer shards than workers.
+        OutOfResourcesError: memory or disk are too small.
     """
     share, places = share or Share(), [work, *elsewhere]
 
@@ -137,6 +142,11 @@ def capture_shards(
         settings = capture_settings(teacher, opened.architecture.vocab_size, options)
         planned = plan_shards(text, settings)
         mine = planned[share.rank :: share.workers]
+        if not mine:
+            raise BadInputError(
+                f"the text has {len(planned)} shards for {share.workers} processes; start at most "
+                f"{len(planned)}, or raise [data] tokens"
+            )
         left = [shard.file for shard in mine if missing(shard)]
         scratch = _own_states(work, share, planned)
         if left:

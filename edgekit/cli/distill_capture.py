@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.cli.common import Force, Json, Model, Out, print_json, size, write_once
+from edgekit.atomic import require_absent
+from edgekit.cli.common import (
+    Force,
+    Json,
+    Model,
+    Out,
+    given,
+    print_json,
+    size,
+    unless_written,
+    write_once,
+)
 from edgekit.cli.distill_served import capture_from_server
 from edgekit.errors import BadInputError
 from edgekit.progress import default_progress
@@ -24,6 +35,7 @@ verify_app = typer.Typer(add_completion=False)
 
 @capture_app.command()
 def capture(
+    context: typer.Context,
     model: Model,
     out: Out,
     data: Annotated[list[str] | None, typer.Option(help=".txt, .jsonl, .parquet.")] = None,
@@ -73,10 +85,10 @@ def capture(
         DistillSection, steps=0, targets=targets, bytes_per_token=bytes_per_token, top_k=top_k,
         loss=loss, temperature=temperature, seed=seed,
     )  # fmt: skip
-    if sequences and assistant_only:
+    _require_used(context, bool(server), bool(sequences))
+    if server and "--targets" in given(context, "targets") and targets != "top_k":
         raise BadInputError(
-            "--assistant-only: the text of --sequences says itself which positions count; leave "
-            "one of both out"
+            f"--targets {targets}: a server gives only the top tokens; use --targets top_k"
         )
     progress = default_progress()
     if server:
@@ -95,23 +107,32 @@ def capture(
     from edgekit.distill.capture import CaptureOptions, capture_shards, finish_capture
     from edgekit.distill.collect import PassOptions, Share, own_device
 
+    share = Share.of_process()
+    if share.workers == 1:
+        require_absent(out)
+    elif out.exists():
+        print(f"{out}: written by another process, or earlier; remove it to capture again")
+        return
     teacher = resolve_model(model, progress)
-    mode: Literal["auto", "streamed"] = "streamed" if streamed else "auto"
-    running = PassOptions(device=own_device(device), mode=mode, force=force)
+    running = PassOptions(device=own_device(device), mode="streamed" if streamed else "auto",
+                          force=force)  # fmt: skip
     options = dataclasses.replace(CaptureOptions.of(kept), running=running)
     out = out.absolute()
     text = sequences or section.model_dump(mode="json")
     key = json_digest([str(teacher.resolve()), str(text), kept.model_dump(mode="json")])[:12]
     work = out.with_name(f".{out.name}.capture-{key}")
-    work.mkdir(parents=True, exist_ok=True)
-    share = Share.of_process()
     source = sequences or work / f"text-{share.rank}"
-    if sequences is None:
-        source.mkdir(exist_ok=True)
-        make_sequences(teacher, section, source, progress, source)
     others = tuple(shards or ())
-    left = capture_shards(teacher, source, options, work, progress, share, others)
-    if left:
+
+    def capture_share() -> int:
+        work.mkdir(parents=True, exist_ok=True)
+        if sequences is None:
+            source.mkdir(exist_ok=True)
+            make_sequences(teacher, section, source, progress, source)
+        return capture_shards(teacher, source, options, work, progress, share, others)
+
+    left = unless_written(out, share.workers, capture_share)
+    if left and not out.is_dir():
         print(
             f"{left} shards are left to other processes, the last of which puts the cache "
             f"together; those of this one: {work}"
@@ -122,11 +143,31 @@ def capture(
         return finish_capture(teacher, source, options, directory, [work, *others], progress)
 
     report = write_once(out, share.workers, write)
+    shutil.rmtree(work, ignore_errors=True)  # all processes are through with it
     if report is None:
         print(f"{out}: written by another process")
         return
-    shutil.rmtree(work, ignore_errors=True)
     _show(report, out, json)
+
+
+def _require_used(context: typer.Context, server: bool, sequences: bool) -> None:
+    """Refuse options that would do nothing beside the others."""
+
+    def refuse(reason: str, *names: str) -> None:
+        for option in given(context, *names):
+            raise BadInputError(f"{option}: {reason}; leave it out")
+
+    if server:
+        reason = "with --server the teacher runs there, and its top tokens are kept"
+        refuse(reason, "bytes_per_token", "loss", "temperature", "streamed", "device", "force")
+    else:
+        reason = "there is no --server"
+        refuse(reason, "served_model", "concurrency", "requests_per_second")
+    if sequences:
+        reason = "the text of --sequences is used, which says itself which positions count"
+        refuse(reason, "data", "tokens", "held_out_tokens", "sequence_length", "assistant_only")
+    if server and sequences:
+        refuse("with --server and --sequences nothing is drawn", "seed")
 
 
 def _show(report: CaptureReport, out: Path, json: bool) -> None:

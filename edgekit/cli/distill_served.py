@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.atomic import atomic_directory
+from edgekit.atomic import atomic_directory, require_absent
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.recipe import DataSection
@@ -30,14 +30,21 @@ def capture_from_server(
     from edgekit.digests import json_digest
     from edgekit.distill.calibration import make_sequences
     from edgekit.distill.capture_served import capture_served
+    from edgekit.distill.collect import Share
 
     if not server.model:
         raise BadInputError("--server needs --served-model; give the name that the server lists")
+    if Share.of_process().workers > 1:
+        raise BadInputError(
+            "--server: one process asks for all, --concurrency sequences at once; start it without "
+            "accelerate launch or torchrun"
+        )
     if isinstance(text, DataSection) and not text.files:
         raise BadInputError(
             "edgekit's own prompts are continued by weights that are here; with --server give text "
             "with --data, or the sequences of another cache with --sequences"
         )
+    require_absent(out)
     teacher, out = resolve_config(model, progress), out.absolute()
     named = text if isinstance(text, Path) else text.model_dump(mode="json")
     key = json_digest([str(teacher.resolve()), str(named), server.address, server.model, top_k])
