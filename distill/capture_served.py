@@ -15,8 +15,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-import torch
-
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.distill.cache import CacheIndex
@@ -113,7 +111,7 @@ async def _ask(
                 for shard in shards:
                     found = []
                     for sequence in shard.sequences:
-                        found.append(_counted(await anext(answers), sequence))
+                        found.append(await anext(answers))
                         task.advance(len(sequence.tokens))
                     write_shard(work / shard.file, found, settings)
 
@@ -125,7 +123,7 @@ async def _answers(
     asked: deque[asyncio.Task[TopTargets]] = deque()
     try:
         for sequence in text:
-            asked.append(asyncio.create_task(teacher.targets(sequence.tokens)))
+            asked.append(asyncio.create_task(teacher.targets(sequence)))
             if len(asked) == ahead:
                 yield await asked.popleft()
         while asked:
@@ -134,13 +132,6 @@ async def _answers(
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-
-
-def _counted(targets: TopTargets, sequence: TokenSequence) -> TopTargets:
-    if sequence.counted is None:
-        return targets
-    rows = torch.from_numpy(sequence.counted)
-    return TopTargets(targets.ids[rows], targets.logprobs[rows], targets.tail[rows])
 
 
 def _require_context(address: str, longest: int | None, text: Sequence[TokenSequence]) -> None:

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.distill.same_tokenizer import real_tokens
@@ -42,14 +40,6 @@ def served_scorer(
                     f"{requests.address} takes sequences of up to {longest} tokens and the student "
                     f"wrote one of {length}; lower new_tokens, or start the server with more"
                 )
-            whole = await asyncio.gather(*(teacher.targets(s.tokens) for s in sequences))
-        return [_counted(t, s) for t, s in zip(whole, sequences, strict=True)]
+            return await asyncio.gather(*map(teacher.targets, sequences))
 
     return lambda sequences: asyncio.run(ask(sequences)) if sequences else []
-
-
-def _counted(targets: TopTargets, sequence: TokenSequence) -> TopTargets:
-    if sequence.counted is None:
-        return targets
-    rows = torch.from_numpy(sequence.counted)
-    return TopTargets(targets.ids[rows], targets.logprobs[rows], targets.tail[rows])

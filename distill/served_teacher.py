@@ -38,6 +38,7 @@ from edgekit.distill.same_tokenizer import PROBES
 from edgekit.distill.served_http import Answer, Requests
 from edgekit.distill.targets import LOWEST, TopTargets
 from edgekit.errors import BadInputError
+from edgekit.sequences import TokenSequence
 from edgekit.text import ChatTokenizer
 
 EXTRA_TOKENS = 2  # beside a sequence: one after it, and the one that servers must generate
@@ -140,13 +141,14 @@ class ServedTeacher:
         await self._compare_tokens(tokenizer)
         return None if context is None else context - EXTRA_TOKENS
 
-    async def targets(self, tokens: NDArray[np.int32]) -> TopTargets:
-        """Targets [T, K] of a sequence [T].
+    async def targets(self, sequence: TokenSequence) -> TopTargets:
+        """Targets [T, K] of the T positions of a sequence that count.
 
         Raises:
             BadInputError: the server refuses the sequence, or its answer cannot be used.
             MissingRuntimeError: the server is lost.
         """
+        tokens = sequence.tokens
         prompt = [*tokens.tolist(), int(tokens[-1])]
         answer = await self._ask(self._dialect, prompt)
         if not answer.is_success:
@@ -157,7 +159,11 @@ class ServedTeacher:
         rows = self._rows(self._dialect, answer, prompt)
         if rows is None:
             raise self._error("no longer gives log-probabilities of prompts; restart it as before")
-        return self._checked(rows)
+        found = self._checked(rows)
+        if sequence.counted is None:
+            return found
+        kept = torch.from_numpy(sequence.counted)
+        return TopTargets(found.ids[kept], found.logprobs[kept], found.tail[kept])
 
     async def _context(self) -> int | None:
         answer = await self._requests.get("/v1/models")
