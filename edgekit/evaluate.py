@@ -2,13 +2,15 @@
 
 For every held-out sequence the teacher's logits and those of each target's engine are compared
 position by position: KL(teacher || student) in nats per token over the whole vocabulary, top-1
-agreement, and the perplexity of both. Speed and memory are measured in a process of its own. Every
+agreement, and the perplexity of both. Where their heads have different numbers of rows, those that
+only pad them are cut off. Speed and memory are measured in a process of its own. Every
 size of a nested variant is measured so, beside the others: the teacher runs once.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -19,13 +21,14 @@ from pydantic import BaseModel, ConfigDict
 
 from edgekit.atomic import write_json
 from edgekit.bootstrap import exponential, mean_interval
+from edgekit.distill.same_tokenizer import real_tokens
 from edgekit.errors import BadInputError, MissingRuntimeError
 from edgekit.manifest import Quality, TargetResult
 from edgekit.progress import Progress
 from edgekit.runtimes.engine import Engine, load_engine
 from edgekit.runtimes.speed import measure_speed
 from edgekit.sequences import TokenSequence
-from edgekit.variant_files import folder_size, size_directories
+from edgekit.variant_files import files_of, folder_size, size_directories
 
 ROWS_AT_ONCE = 64  # positions; bounds the memory of float64 distributions over the vocabulary
 Float = NDArray[np.float32]
@@ -96,20 +99,22 @@ def evaluate(
     targets: Sequence[str],
     out: Path,
     progress: Progress,
+    teacher_tokens: int | None = None,
 ) -> EvaluationReport:
     """Measure ``variant`` on the held-out ``sequences`` and write ``out/evaluation.json``.
 
-    ``teacher`` maps tokens [T] to logits [T, vocab_size].
+    ``teacher`` maps tokens [T] to logits [T, vocab_size], of which the first ``teacher_tokens`` are
+    tokens; None: as many as the variant's.
 
     Raises:
-        BadInputError: there are no held-out sequences.
+        BadInputError: there are no held-out sequences, or the teacher has another vocabulary.
         MissingRuntimeError: none of the targets can be run on this machine.
     """
     held_out = [s for s in sequences if s.held_out and _positions(s).any()]
     if not held_out:
         raise BadInputError("no held-out sequences to evaluate on; raise [data] held_out_tokens")
     sizes = size_directories(variant)
-    scores, skipped = _score(sizes, teacher, held_out, targets, progress)
+    scores, skipped = _score(sizes, teacher, held_out, targets, progress, teacher_tokens)
     results: dict[Path, list[TargetResult]] = {directory: [] for directory in sizes}
     for (directory, target), values in scores.items():
         domains = ["all", *sorted({s.domain for s in held_out})]
@@ -143,10 +148,13 @@ def _score(
     sequences: Sequence[TokenSequence],
     targets: Sequence[str],
     progress: Progress,
+    teacher_tokens: int | None,
 ) -> tuple[dict[tuple[Path, str], list[_Scores]], dict[str, str]]:
     """Scores of every size on every target that this machine can run; the teacher runs once per
     sequence."""
     skipped: dict[str, str] = {}
+    tokens = real_tokens(files_of(sizes[0]).shared, sys.maxsize)
+    expected = tokens if teacher_tokens is None else teacher_tokens
     with ExitStack() as stack:
         engines: dict[tuple[Path, str], Engine] = {}
         for directory, target in itertools.product(sizes, targets):
@@ -168,14 +176,29 @@ def _score(
                 reference = teacher(sequence.tokens)
                 for key, engine in engines.items():
                     logits = engine.logits(sequence.tokens.tolist())
-                    if logits.shape != reference.shape:
-                        raise BadInputError(
-                            f"{sizes[0]}: its vocabulary has {logits.shape[1]} tokens, the "
-                            f"teacher's {reference.shape[1]}; give the teacher it was made from"
-                        )
-                    scores[key].append(_Scores(reference, logits, sequence))
+                    ours, theirs = logits, reference
+                    if ours.shape != theirs.shape:
+                        ours, theirs = ours[:, :tokens], theirs[:, :expected]
+                    _require_same_vocabulary(sizes[0], ours, theirs, sequence)
+                    scores[key].append(_Scores(theirs, ours, sequence))
                 task.advance()
     return scores, skipped
+
+
+def _require_same_vocabulary(
+    variant: Path, ours: Float, theirs: Float, sequence: TokenSequence
+) -> None:
+    if ours.shape != theirs.shape:
+        raise BadInputError(
+            f"{variant}: its vocabulary has {ours.shape[1]} tokens, the teacher's "
+            f"{theirs.shape[1]}; give the teacher it was made from"
+        )
+    highest = int(sequence.tokens.max())
+    if highest >= ours.shape[1]:
+        raise BadInputError(
+            f"{variant}: the text has token {highest}, but the vocabulary {ours.shape[1]}; "
+            "evaluate on files of text"
+        )
 
 
 def log_softmax(logits: Float) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What contradicts itself in a recipe, said before any work: from ``config.json`` files alone."""
+"""What contradicts itself in a recipe, said before any work: from configs and tokenizers alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edgekit.architecture import Architecture
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
+from edgekit.distill.same_tokenizer import real_tokens
 from edgekit.errors import BadInputError
 from edgekit.gates import known_gates
 from edgekit.layout import check_groups
@@ -30,11 +31,8 @@ def preflight(recipe: Recipe, progress: Progress, override_gates: Sequence[str] 
     student = architecture_of(recipe.student.model, progress) if recipe.student else teacher
     if recipe.shrink:
         experts_to_keep(teacher, recipe.shrink.keep, recipe.teacher.model)
-    if student.vocab_size != teacher.vocab_size:
-        raise BadInputError(
-            f"[student] model: its vocabulary has {student.vocab_size} tokens but the teacher's "
-            f"has {teacher.vocab_size}; choose a student with the teacher's tokenizer"
-        )
+    if recipe.student:
+        _require_vocabulary(recipe.student.model, recipe.teacher.model, progress)
     _require_text(recipe)
     distill = recipe.distill
     if distill and distill.quantization_aware:
@@ -43,6 +41,22 @@ def preflight(recipe: Recipe, progress: Progress, override_gates: Sequence[str] 
     check_groups(student, scheme, "[quantize] scheme")
     for target in recipe.targets:
         check_target(student, scheme, target.name)
+
+
+def _require_vocabulary(student: str, teacher: str, progress: Progress) -> None:
+    """Rows that pad a head are no tokens, and models of one family pad differently."""
+    ours, theirs = (_real_tokens(source, progress) for source in (student, teacher))
+    if ours != theirs:
+        raise BadInputError(
+            f"[student] model: its vocabulary has {ours} tokens but the teacher's has {theirs}; "
+            "choose a student with the teacher's tokenizer"
+        )
+
+
+def _real_tokens(source: str, progress: Progress) -> int:
+    return real_tokens(
+        resolve_config(source, progress), architecture_of(source, progress).vocab_size
+    )
 
 
 def _require_text(recipe: Recipe) -> None:

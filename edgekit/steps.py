@@ -260,15 +260,18 @@ def _evaluate(recipe: Recipe) -> Step:
 
     def run(c: Context) -> Any:
         from edgekit.checkpoint import Checkpoint
+        from edgekit.distill.same_tokenizer import real_tokens
         from edgekit.distill.teacher import teacher_logits
         from edgekit.evaluate import evaluate
         from edgekit.sequences import FILE_NAME, read_sequences
 
-        with Checkpoint(c.inputs["teacher"]) as checkpoint:
-            size = checkpoint.nbytes
+        teacher = c.inputs["teacher"]
+        with Checkpoint(teacher) as checkpoint:
+            size, outputs = checkpoint.nbytes, checkpoint.architecture.vocab_size
         return evaluate(
-            c.inputs["compile"], teacher_logits(c.inputs["teacher"]), size,
+            c.inputs["compile"], teacher_logits(teacher), size,
             read_sequences(c.inputs["data"] / FILE_NAME), targets, c.out, c.progress,
+            real_tokens(teacher, outputs),
         )  # fmt: skip
 
     parts = ("distill", "runtimes", "measure")  # the teacher runs in distill

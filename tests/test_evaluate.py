@@ -101,6 +101,28 @@ def test_a_teacher_of_another_vocabulary_is_refused(engines, tmp_path):
         evaluate(tmp_path, wide, 1, sequences([0, 0]), ["onnx-cpu"], tmp_path, Silent())
 
 
+def test_rows_that_pad_a_head_are_no_tokens(engines, tmp_path, monkeypatch):
+    """Siblings of one tokenizer pad their heads to different sizes."""
+    plain = measured(tmp_path).results
+    monkeypatch.setattr(module, "real_tokens", lambda *_: 3)
+
+    def against(text, teacher_tokens):
+        return evaluate(
+            tmp_path, padded, 99, text, ("openvino-cpu", "onnx-cpu"), tmp_path, Silent(),
+            teacher_tokens,
+        )  # fmt: skip
+
+    def padded(tokens):
+        return np.pad(teacher(tokens), ((0, 0), (0, 2)), constant_values=3.0)
+
+    text = sequences([0, 0, 0], [0, 1, 2, 1])
+    assert against(text, 3).results == plain
+    with pytest.raises(BadInputError, match="has 3 tokens, the teacher's 4"):
+        against(text, 4)
+    with pytest.raises(BadInputError, match="the text has token 3, but the vocabulary 3"):
+        against(sequences([0, 3, 0]), 3)
+
+
 def test_long_sequences_are_scored_in_slices_to_the_same_figures(engines, tmp_path, monkeypatch):
     text = sequences(np.random.default_rng(0).integers(0, 3, 200))
     whole = measured(tmp_path, text=text).results

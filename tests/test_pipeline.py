@@ -208,6 +208,24 @@ def test_a_student_of_another_vocabulary_is_refused_before_work(tiny_mixtral, ti
         build(recipe(tiny_mixtral, student=other, shrink=None), tmp_path / "run", Silent())
 
 
+def test_a_sibling_with_another_padding_of_the_vocabulary_is_built(
+    tiny_mixtral, tiny_model, tmp_path, capsys
+):
+    student, run, text = tiny_model("llama", vocab_size=576), tmp_path / "run", tmp_path / "a.jsonl"
+    words = "The quick brown fox jumps over the lazy dog"
+    rows = [{"text": f"{number} {words} {number * number}."} for number in range(60)]
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"files": [str(text)], "tokens": 256, "held_out_tokens": 96, "sequence_length": 32}
+    siblings = {"student": {"model": str(student)}, "shrink": None, "data": data}
+    result = build(recipe(tiny_mixtral, **siblings), run, Silent())
+    assert [v.id for v in result.manifest.variants] == ["dense"]
+    code = main(["evaluate", str(next(run.glob("*-compile"))), "--teacher", str(tiny_mixtral),
+                 "--text", str(text), "--tokens", "128", "--json"])  # fmt: skip
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert json.loads(captured.out)["results"][0]["quality"]["all"]["kl"]["value"] > 0
+
+
 def test_two_builds_in_one_directory_are_stopped(run, tiny_mixtral):
     code = (
         "import sys; from pathlib import Path; from edgekit.run_directory import RunDirectory\n"

@@ -39,6 +39,7 @@ def command(
     )
     from edgekit.checkpoint import Checkpoint
     from edgekit.distill.calibration import make_sequences
+    from edgekit.distill.same_tokenizer import real_tokens
     from edgekit.distill.teacher import teacher_logits
     from edgekit.estimate import require_model
     from edgekit.evaluate import evaluate
@@ -48,13 +49,13 @@ def command(
     model = resolve_model(teacher, progress)
     require_model(model, force)
     with Checkpoint(model) as checkpoint:
-        teacher_bytes = checkpoint.nbytes
+        teacher_bytes, outputs = checkpoint.nbytes, checkpoint.architecture.vocab_size
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         make_sequences(model, section, directory, progress)
         report = evaluate(
             variant, teacher_logits(model), teacher_bytes, read_sequences(directory / FILE_NAME),
-            target or ["openvino-cpu"], directory, progress,
+            target or ["openvino-cpu"], directory, progress, real_tokens(model, outputs),
         )  # fmt: skip
     if json:
         print_json(report)
