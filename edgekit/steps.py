@@ -140,7 +140,9 @@ def _capture(recipe: Recipe) -> Step:
         options = CaptureOptions.of(section, c.force)
         return capture(teacher, data, options, c.out, c.progress, c.scratch)
 
-    names = ("targets", "bytes_per_token", "top_k", "loss", "temperature", "seed")
+    names = ["targets", "top_k", "temperature", "seed"]
+    if section.targets == "sampled":
+        names += ["bytes_per_token", "loss"]
     params = {name: getattr(section, name) for name in names}
     return Step("capture", ("distill",), ("teacher", "data"), params, run)
 

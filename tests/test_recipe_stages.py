@@ -63,6 +63,19 @@ def test_only_a_stages_own_table_and_what_it_inherits_run_it_again():
     assert {name for name in first if first[name] != inherited[name]} == {"distill", "on-policy"}
 
 
+@pytest.mark.parametrize(("targets", "again"), [("sampled", True), ("top_k", False)])
+def test_only_draws_are_captured_again_for_another_loss(targets, again):
+    """Top tokens carry every loss, and their number says how large they are."""
+
+    def digest(**distill):
+        steps = {s.name: s for s in plan_steps(recipe(steps=5, targets=targets, **distill))}
+        return step_digest(steps["capture"], {"teacher": "t", "data": "d"})
+
+    assert (digest() != digest(loss="jsd")) == again
+    assert (digest() != digest(bytes_per_token=40)) == again
+    assert digest() != digest(top_k=9)
+
+
 def test_a_recipe_with_stages_survives_a_round_trip(tmp_path):
     tuning = {"files": ["a.txt"], "steps": 3, "anchor": 0.25}
     made = recipe(steps=5, on_policy=ON_POLICY, supervised=tuning)
