@@ -1,5 +1,6 @@
 """Recipes: strict, with errors that name file, table and key; examples that hold."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.errors import BadInputError
-from edgekit.recipe import Recipe, load_recipe, parse_recipe
+from edgekit.recipe import SECTIONS, TABLES, Recipe, load_recipe, parse_recipe
 from edgekit.rules import check
 from edgekit.scheme import Scheme
 
@@ -153,3 +154,17 @@ def test_domains_as_a_list_have_equal_shares_and_as_tables_their_weights():
     import tomllib
 
     assert parse_recipe(tomllib.loads(mixed.to_toml()), "r") == mixed
+
+
+def test_the_manual_has_every_key_in_its_tables_row():
+    manual, found, table = EXAMPLES.parent / "docs" / "recipe.md", {}, ""
+    for line in manual.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| "):
+            first, keys = line.split("|")[1:3]
+            table = first.strip(" `[]") or table
+            found.setdefault(table, set()).update(re.findall(r"`(\w+)`", keys))
+    tables = {**SECTIONS, **{".".join(map(str, place)): s for place, s in TABLES.items()}}
+    del tables["data.domains"]  # an example shows them
+    for name, section in tables.items():
+        known = {f for f in section.model_fields if f"{name}.{f}" not in tables}
+        assert known == found.get(name), name
