@@ -124,6 +124,8 @@ def _stage(name: str, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"On what the student itself writes, {report['loss']} went from "
                 f"{before['all']['value']:.4f} to {after['all']['value']:.4f}."
             ]
+        if report["left_out"]:
+            sentences.append(f"{report['left_out']} prompts were too long for the context.")
     elif name == "supervised":
         trained, sentences = report["anchored"]["training"], report["sentences"]
     else:

@@ -132,5 +132,8 @@ def test_the_steps_run_and_report(tiny_mixtral, tiny_model, tmp_path):
     on_policy = " ".join(_stage("on-policy", records))
     assert "On what the student itself writes, reverse_kl went from" in on_policy
     assert "would be accepted by the teacher" in on_policy
+    assert "too long" not in on_policy
+    records["on-policy"]["report"]["left_out"] = 2
+    assert "2 prompts were too long for the context" in " ".join(_stage("on-policy", records))
     assert "Without the anchor" in " ".join(_stage("supervised", records))
     assert _stage("distill", records) == []
