@@ -18,18 +18,19 @@ OPTIONS = ("--steps", "5", "--batch-tokens", "100", "--learning-rate", "0.003", 
            "all", "--evaluate-every", "2", "--device", "cpu", "--json")  # fmt: skip
 
 
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as accelerate launch sets it
+# accelerate calls several processes so, also where each computes on the CPU
+WHOLE, SPLIT = ("--multi_gpu",), ("--use_fsdp", "--fsdp_version", "2")
 
 
-def launched(directory, *arguments, **environment):
-    """What ``torchrun`` of two processes did with ``edgekit distill train``."""
+def launched(directory, how, *arguments):
+    """What two processes of ``accelerate launch`` did with ``edgekit distill train``."""
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr",
-         "127.0.0.1", "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint",
-         "127.0.0.1:0", "-m", "edgekit", "distill", "train", *arguments, *OPTIONS],
+        [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", "2",
+         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+         "--main_process_port", "0", "-m", "edgekit", "distill", "train", *arguments, *OPTIONS],
         cwd=directory, capture_output=True, text=True, timeout=400,
         env={**os.environ, "OMP_NUM_THREADS": "1",
-             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+             "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
 
 
@@ -39,9 +40,9 @@ def trained(tiny_mixtral, tiny_model, tmp_path_factory):
     directory = tmp_path_factory.mktemp("processes")
     captured(tiny_mixtral, directory)
     student = tiny_model("mixtral", seed=3)
-    found = launched(directory, str(student), "--cache", "cache", "--out", "two")
+    found = launched(directory, WHOLE, str(student), "--cache", "cache", "--out", "two")
     assert found.returncode == 0, found.stderr
-    split = launched(directory, str(student), "--cache", "cache", "--out", "split", **FSDP)
+    split = launched(directory, SPLIT, str(student), "--cache", "cache", "--out", "split")
     assert split.returncode == 0, split.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
