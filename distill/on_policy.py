@@ -37,7 +37,7 @@ from edgekit.distill.stage import Student, open_student, remembered
 from edgekit.distill.targets import TopTargets, joined, top_k_targets
 from edgekit.distill.train import require_fit
 from edgekit.distill.train_report import TrainReport, train_report
-from edgekit.distill.trainer import Trainer
+from edgekit.distill.trainer import NEVER, Trainer
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
@@ -49,7 +49,6 @@ from edgekit.writing import written_bytes
 FORWARD_TOKENS = 512  # that the teacher reads at once
 MEASURED = 64  # held-out prompts that are continued before and after
 EPOCH_SEEDS = 1_000_003  # an epoch's answers have a seed of their own
-NEVER = 10**7  # steps
 
 # sequences to what the teacher says at the positions of each that count
 Teacher = Callable[[Sequence[TokenSequence]], list[TopTargets]]
