@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.atomic import atomic_directory
+from edgekit.atomic import atomic_directory, require_absent
 from edgekit.errors import BadInputError
 
 T = TypeVar("T")
@@ -53,6 +53,20 @@ def write_once(out: Path, workers: int, write: Callable[[Path], T]) -> T | None:
             return write(directory)
 
     return None if workers > 1 and out.is_dir() else unless_written(out, workers, whole)
+
+
+def written_already(out: Path, workers: int) -> bool:
+    """Whether another of several ``workers`` has written ``out``, which it says.
+
+    Raises:
+        BadInputError: ``out`` exists and this process is alone.
+    """
+    if workers == 1:
+        require_absent(out)
+    elif out.exists():
+        print(f"{out}: written by another process, or earlier; remove it to begin anew")
+        return True
+    return False
 
 
 def unless_written(out: Path, workers: int, act: Callable[[], T]) -> T | None:

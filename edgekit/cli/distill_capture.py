@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.atomic import require_absent
 from edgekit.cli.common import (
     Force,
     Json,
@@ -19,6 +18,7 @@ from edgekit.cli.common import (
     size,
     unless_written,
     write_once,
+    written_already,
 )
 from edgekit.cli.distill_served import capture_from_server
 from edgekit.errors import BadInputError
@@ -108,10 +108,7 @@ def capture(
     from edgekit.distill.collect import PassOptions, Share, own_device
 
     share = Share.of_process()
-    if share.workers == 1:
-        require_absent(out)
-    elif out.exists():
-        print(f"{out}: written by another process, or earlier; remove it to capture again")
+    if written_already(out, share.workers):
         return
     teacher = resolve_model(model, progress)
     running = PassOptions(device=own_device(device), mode="streamed" if streamed else "auto",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from edgekit.atomic import link_or_copy, require_absent
+from edgekit.atomic import link_or_copy
 from edgekit.cli.common import (
     Force,
     Json,
@@ -19,6 +19,7 @@ from edgekit.cli.common import (
     table,
     unless_written,
     write_once,
+    written_already,
 )
 from edgekit.cli.shrink_options import Data, HeldOut, Length, Streamed, Tokens, sampling
 from edgekit.progress import default_progress
@@ -56,10 +57,7 @@ def stats(
 
     progress = default_progress()
     share = Share.of_process()
-    if share.workers == 1:
-        require_absent(out)
-    elif out.exists():
-        print(f"{out}: written by another process, or earlier; remove it to measure again")
+    if written_already(out, share.workers):
         return
     teacher = resolve_model(model, progress)
     out = out.absolute()
