@@ -255,22 +255,25 @@ def main() -> None:
                         row.setdefault("gap", []).append(overconfidence(student, held_out))
                         row.setdefault("judged", []).append(judged(student, opened, held_out))
                         task.advance()
-    show(figures, arguments)
+    show(figures, f"{arguments.steps} steps of {STEP_TOKENS} bytes, {arguments.seeds} seeds")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def show(figures: dict[str, dict[str, list[float]]], arguments: argparse.Namespace) -> None:
+def show(figures: dict[str, dict[str, list[float]]], title: str) -> None:
     """The table; ratios are to the whole distribution with the same seed."""
-    table = Table(title=f"{arguments.steps} steps of {STEP_TOKENS} bytes, {arguments.seeds} seeds")
-    for head in ("learned from", "bytes", "KL", "KL / whole", "surer than right", "teacher's nats"):
+    table = Table(title=title)
+    heads = ["learned from", "bytes", "KL", "KL / whole"]
+    more = {"gap": "surer than right", "judged": "teacher's nats"}
+    shown = [name for name in more if all(name in row for row in figures.values())]
+    for head in heads + [more[name] for name in shown]:
         table.add_column(head)
     best = figures["whole distribution"]["kl"]
     for name, row in figures.items():
         ratios = [kl / reference for kl, reference in zip(row["kl"], best, strict=True)]
         table.add_row(
             name, f"{row['size'][0]:.0f}", _spread(row["kl"], 4), _spread(ratios, 3),
-            f"{statistics.mean(row['gap']):+.3f}", f"{statistics.mean(row['judged']):.2f}",
+            *(f"{statistics.mean(row[other]):+.3f}" for other in shown),
         )  # fmt: skip
     Console(width=120).print(table)
 
