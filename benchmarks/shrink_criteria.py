@@ -163,13 +163,18 @@ def table(rows: list[Row]) -> str:
 
 
 def verdicts(rows: list[Row]) -> list[str]:
-    """Whether ``auto`` is at or better than the best single criterion, at each size."""
+    """How ``auto`` stands to the single criterion that turned out best, at each size."""
     result = []
     for auto in (row for row in rows if row.kind == AUTO):
         singles = [r for r in rows if r.kind == "criterion" and r.keep == auto.keep]
         best = min(singles, key=lambda r: r.measured.divergence().worst)
         mine, least = (r.measured.divergence().worst for r in (auto, best))
-        state = "WORSE than" if auto.measured.worse_than(best.measured) else "at or better than"
+        if mine <= least:
+            state = "at"
+        elif auto.measured.worse_than(best.measured):
+            state = "WORSE than"
+        else:
+            state = "not told from"
         result.append(
             f"keep {auto.keep}: {auto.method} has {mine:.3f} on its worst domain, {state} the best "
             f"single criterion, {best.method} with {least:.3f}"
