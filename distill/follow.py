@@ -132,9 +132,8 @@ def _training(params: DistillSection, index: CacheIndex, steps: int) -> DistillS
 def _require_fit(student: Path, old: LogitCache, params: DistillSection) -> None:
     """Refuse a student that cannot be trained on a cache like ``old``, before one is captured."""
     likewise = _training(params, old.index, 0)
-    with open_model(student, load=False) as opened:
-        # the new cache has what another loss needs
-        require_fit(opened, old, likewise.model_copy(update={"loss": "forward_kl"}))
+    # the new cache has what another loss needs
+    require_fit(student, old, likewise.model_copy(update={"loss": "forward_kl"}))
     require_held_out(old)
 
 

@@ -155,8 +155,7 @@ def _measured_on(student: Path, cache: Path, stage: DistillSection) -> LogitCach
     # held-out targets are the top ones at temperature 1, whatever is kept of the training text
     drawn = found.index.targets == "sampled"
     measured = {"loss": "forward_kl", "temperature": found.index.temperature if drawn else 1.0}
-    with open_model(student, load=False) as opened:
-        require_fit(opened, found, stage.model_copy(update=measured))
+    require_fit(student, found, stage.model_copy(update=measured))
     return found
 
 

@@ -114,6 +114,7 @@ def supervised(
     """
     text = read_documents(ChatTokenizer(student), _data(params, sequence_length))
     stage, anchors = stage_section(base, params), LogitCache(cache)
+    require_fit(student, anchors, stage)
     longest = max(len(s.tokens) for s in [*text, *anchors.sequences])
 
     def tune(anchor: float, name: str, target: Path | None) -> Tuned:
@@ -166,7 +167,6 @@ def _tune(
     scratch: Path | None,
 ) -> Tuned:
     """Tune with one weight of the anchor; without ``out`` nothing is written."""
-    require_fit(student.opened, cache, stage)
     text = TextTargets.of(sequences, cache.vocab_size)
     lessons = [Lesson(text, Loss(), 1 - anchor)]
     if anchor:

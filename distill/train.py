@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgekit.checkpoint import read_config, read_json, shard_names
+from edgekit.describe import describe
 from edgekit.digests import json_digest
 from edgekit.distill.cache import (
     INDEX,
@@ -27,7 +28,6 @@ from edgekit.distill.cache import (
     read_index,
 )
 from edgekit.distill.losses import Loss
-from edgekit.distill.open_model import OpenModel
 from edgekit.distill.same_tokenizer import require_tokenizer
 from edgekit.distill.stage import open_student
 from edgekit.distill.trackers import Trackers, require_trackers
@@ -78,6 +78,7 @@ def train(
     if logits.missing:
         notify(f"{len(logits.missing)} of {logits.shards} shards of the cache are left out")
     require_trackers(params.trackers)
+    require_fit(student, logits, params)
     longest = max((len(s.tokens) for s in logits.sequences), default=0)
     with (
         kept_directory(scratch) as saved,
@@ -85,7 +86,6 @@ def train(
             student, params, quantization, device, progress, longest=longest, force=force
         ) as found,
     ):
-        require_fit(found.opened, logits, params)
         names = params.trackers if found.processes.is_main else ()
         trackers = Trackers(names, saved / TRACKED, params.with_effect())
         trainer = Trainer(
@@ -137,18 +137,19 @@ def training_digest(
     )
 
 
-def require_fit(opened: OpenModel, cache: LogitCache, params: DistillSection) -> None:
-    """Refuse a cache that the student cannot be trained on as ``params`` say.
+def require_fit(student: Path, cache: LogitCache, params: DistillSection) -> None:
+    """Refuse a cache that ``student`` cannot be trained on as ``params`` say.
 
     Raises:
         BadInputError: another tokenizer or vocabulary, or targets that do not carry the loss.
     """
-    index, vocab_size = cache.index, opened.architecture.vocab_size
-    if index.tokenizer and (opened.path / TOKENIZER_JSON).is_file():
-        require_tokenizer(opened.path, index.tokenizer, Path(cache.directory) / TOKENIZER)
+    index = cache.index
+    vocab_size = describe(read_config(student), str(student / "config.json")).vocab_size
+    if index.tokenizer and (student / TOKENIZER_JSON).is_file():
+        require_tokenizer(student, index.tokenizer, Path(cache.directory) / TOKENIZER)
     if vocab_size < cache.vocab_size:
         raise BadInputError(
-            f"{opened.path}: the vocabulary has {vocab_size} tokens but the teacher's has "
+            f"{student}: the vocabulary has {vocab_size} tokens but the teacher's has "
             f"{cache.vocab_size}; choose a student with the teacher's tokenizer"
         )
     if index.targets == "top_k" and index.top_k < cache.vocab_size and params.temperature != 1.0:
