@@ -17,10 +17,11 @@ What is lost is that gates depend on the token; training the result heals it
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -132,11 +133,7 @@ def densify(
     held_out = held_out_sequences(sequences, MEASURED_PER_DOMAIN)
     with open_model(model, load=False) as opened:
         source = opened.architecture
-        wanted = _wanted(source, options, str(model))
-        width = _width(source, wanted, options.multiple_of)
-        target = dense_target(opened.checkpoint.config, source, width, str(model), options.family)
-        if wanted.neurons and not options.neurons:
-            wanted = replace(wanted, neurons=_neurons_that_fit(source, width))
+        wanted, width, target = plan_dense(opened.checkpoint.config, source, options, str(model))
         _require_resources(opened, text, target.architecture, out, options.force)
         chosen = choose_pieces(opened, text, wanted, progress)
         plans = {kind: _plan(chosen, kind, source) for kind in SCALINGS}
@@ -183,6 +180,23 @@ def densify(
     report = report.model_copy(update={"notes": _notes(source, report)})
     write_json(out / REPORT, report.model_dump(mode="json"))
     return report
+
+
+def plan_dense(
+    config: Mapping[str, Any], source: Architecture, options: DenseOptions, path: str
+) -> tuple[Wanted, int, DenseTarget]:
+    """What is taken of every layer, how wide its feed-forward becomes, and the dense model.
+
+    Raises:
+        BadInputError: an option makes no sense for the model that ``path`` names, or no dense
+            architecture is the same but for the experts.
+    """
+    wanted = _wanted(source, options, path)
+    width = _width(source, wanted, options.multiple_of)
+    target = dense_target(config, source, width, path, options.family)
+    if wanted.neurons and not options.neurons:
+        wanted = replace(wanted, neurons=_neurons_that_fit(source, width))
+    return wanted, width, target
 
 
 def _require_resources(

@@ -11,7 +11,7 @@ whole one says with the block passed over; then it is measured.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from edgekit.architecture import TensorSpec
 from edgekit.atomic import write_json
-from edgekit.checkpoint import Checkpoint, copy_tokenizer, write_checkpoint
+from edgekit.checkpoint import Checkpoint, copy_tokenizer, read_config, write_checkpoint
 from edgekit.describe import describe, family_of
 from edgekit.distill.divergence import Divergence, Targets, held_out_sequences, measure, remember
 from edgekit.distill.open_model import OpenModel, open_model
@@ -34,6 +34,7 @@ from edgekit.distill.prune import round_as_written
 from edgekit.distill.slice_config import Config, check_with_transformers
 from edgekit.distill.slice_importance import Importance, measure_importance
 from edgekit.distill.slice_layers import graph_layers, without_layers
+from edgekit.distill.slice_plan import REPORT
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.sequences import TokenSequence
@@ -126,7 +127,7 @@ def slice_depth(
         blocks=whole.blocks,
         divergence=divergence,
     )
-    write_json(out / "slicing.json", report.model_dump(mode="json"))
+    write_json(out / REPORT, report.model_dump(mode="json"))
     return report
 
 
@@ -136,12 +137,16 @@ def require_layers(model: Path, options: DepthOptions) -> None:
     Raises:
         BadInputError: says which numbers it can.
     """
-    with Checkpoint(model) as checkpoint:
-        row = family_of(checkpoint.config, str(model / "config.json"))
-        count = len(checkpoint.architecture.layers) // row.names.parts
+    check_layers(read_config(model), str(model / "config.json"), options)
+
+
+def check_layers(config: Mapping[str, Any], source: str, options: DepthOptions) -> None:
+    """The same of a config; ``source`` names it."""
+    parts = family_of(config, source).names.parts
+    count = len(describe(config, source).layers) // parts
     if not 0 < options.layers < count:
         raise BadInputError(
-            f"{model}: {options.layers} of {count} layers cannot be left out; choose a number "
+            f"{source}: {options.layers} of {count} layers cannot be left out; choose a number "
             f"from 1 to {count - 1}"
         )
     if options.candidates < 1:

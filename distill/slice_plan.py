@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.architecture import Architecture, FeedForward, ShortConv, TensorSpec
-from edgekit.checkpoint import Checkpoint
+from edgekit.checkpoint import Checkpoint, read_config
 from edgekit.describe import describe
 from edgekit.distill.slice_config import (
     check_with_transformers,
@@ -32,6 +32,8 @@ from edgekit.distill.slice_hidden import (
 )
 from edgekit.distill.slice_importance import Array, Importance, neuron_places
 from edgekit.errors import BadInputError
+
+REPORT = "slicing.json"
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,21 @@ def require_sizes(model: Path, options: WidthOptions) -> None:
             raise BadInputError(f"{name} is {share}, expected a share above 0 and up to 1")
     if options.multiple_of < 1:
         raise BadInputError(f"multiple_of is {options.multiple_of}, expected at least 1")
-    with Checkpoint(model) as checkpoint:
-        plan_sizes(checkpoint, options)
+    plan_sizes(read_config(model), str(model / "config.json"), options)
 
 
 def plan_sizes(
-    checkpoint: Checkpoint, options: WidthOptions
+    config: Mapping[str, Any], source: str, options: WidthOptions
 ) -> tuple[Architecture, Architecture, Mapping[str, Any]]:
     """The model with fewer neurons, that with fewer channels as well, and its config.
 
     Raises:
         BadInputError: the family cannot be sliced so.
     """
-    source, step = str(checkpoint.path / "config.json"), options.multiple_of
-    config = narrower_feed_forward(checkpoint.config, options.feed_forward, step, source)
+    step, before = options.multiple_of, describe(config, source).parameters()
+    config = narrower_feed_forward(config, options.feed_forward, step, source)
     narrower = describe(config, source)
-    if options.feed_forward < 1.0 and narrower.parameters() == checkpoint.architecture.parameters():
+    if options.feed_forward < 1.0 and narrower.parameters() == before:
         raise _nothing("feed_forward", options.feed_forward, step, source)
     final = narrower_hidden(config, options.hidden, step, source)
     architecture = describe(final, source)
@@ -118,7 +119,8 @@ def _nothing(name: str, share: float, step: int, source: str) -> BadInputError:
 
 def plan_width(checkpoint: Checkpoint, importance: Importance, options: WidthOptions) -> WidthPlan:
     """Choose neurons and channels."""
-    narrower, final, config = plan_sizes(checkpoint, options)
+    source = str(checkpoint.path / "config.json")
+    narrower, final, config = plan_sizes(checkpoint.config, source, options)
     old = checkpoint.architecture
     neurons = {
         module: most_worthy(importance.neurons[module], size)

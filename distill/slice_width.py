@@ -34,6 +34,7 @@ from edgekit.distill.open_model import open_model
 from edgekit.distill.proof import proof_logits, require_finite_divergence, require_same
 from edgekit.distill.slice_importance import Importance, measure_importance
 from edgekit.distill.slice_plan import (
+    REPORT,
     WidthOptions,
     WidthPlan,
     plan_width,
@@ -131,7 +132,7 @@ def slice_width(
         parts=list(_parts(before, plan, whole.importance)),
         divergence=divergence,
     )
-    write_json(out / "slicing.json", report.model_dump(mode="json"))
+    write_json(out / REPORT, report.model_dump(mode="json"))
     return report
 
 

@@ -11,7 +11,7 @@ from edgekit.checkpoint import read_config
 from edgekit.describe import describe
 from edgekit.memory import require_disk, require_memory
 from edgekit.plan import BASE_MEMORY, FLOAT32_BYTES, kept_parameters, weights_bytes
-from edgekit.preflight import architecture_of
+from edgekit.preflight import architecture_of, student_of
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, Recipe
 from edgekit.scheme import Scheme
@@ -23,6 +23,7 @@ TRAINED_BYTES = 16  # weight, gradient and AdamW's two moments
 LOGIT_BYTES = 12 * 512
 ROLE_PARTS = {"router": "router", "norm": "norms", "bias": "attention", "expert": "experts",
               "embedding": "embedding", "head": "embedding"}  # fmt: skip
+WARM_UP_TOKENS = 512  # of a step of a layer's warm-up
 TOKENS_TIMES_PARAMETERS_PER_SECOND = 6e10  # multiply-adds of a 2-core CPU in float32, measured
 
 
@@ -39,8 +40,8 @@ class StepEstimate:
 def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
     """Estimates of every step, from the models' ``config.json`` alone."""
     teacher = architecture_of(recipe.teacher.model, progress)
-    student = architecture_of(recipe.student.model, progress) if recipe.student else teacher
-    keep = recipe.shrink.keep if recipe.shrink else 1.0
+    student = student_of(recipe, progress)
+    keep = recipe.shrink.keep if recipe.shrink and not recipe.dense else 1.0
     parameters = kept_parameters(student, keep)
     scheme = Scheme.parse(recipe.quantize.scheme)
     packed = weights_bytes(student, scheme, keep)
@@ -52,10 +53,14 @@ def estimate_build(recipe: Recipe, progress: Progress) -> list[StepEstimate]:
     cache = _cache_bytes(recipe)
     trained = _training_bytes(student, keep, distill)
     written, tuned = _stage_tokens(distill)
+    warm_up = recipe.dense.warm_up * WARM_UP_TOKENS if recipe.dense else 0
     # step -> (multiply-adds, memory, disk)
     table = {
         "data": (tokens * active * 1.5, load, tokens * 8),
         "shrink": (tokens * active * 2.5, load, parameters * 2),
+        # of a mixture all experts run once, for what their outputs have in common
+        "dense": (tokens * teacher.parameters() + warm_up * parameters * 3, load, parameters * 4),
+        "slice": (tokens * active * 8, load, parameters * 4),
         "capture": (tokens * active, load, cache),
         "distill": (seen * student.active_parameters() * 3, trained, parameters * 2),
         "on-policy": (written * (active + 5 * student.active_parameters()),

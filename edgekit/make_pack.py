@@ -165,7 +165,10 @@ def _targets(recipe: Recipe, results: Sequence[TargetResult], variant: Path) -> 
 def _lineage(
     recipe: Recipe, records: Mapping[str, Mapping[str, Any]], versions: dict[str, str]
 ) -> Lineage:
-    sections = {"data": recipe.data, "shrink": recipe.shrink, "distill": recipe.distill}
+    sections = {
+        "data": recipe.data, "shrink": recipe.shrink, "dense": recipe.dense,
+        "distill": recipe.distill,
+    }  # fmt: skip
     kept = records["shrink"]["report"]["kept"] if "shrink" in records else {}
     return Lineage(
         recipe_digest=recipe.digest(),

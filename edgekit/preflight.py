@@ -28,11 +28,16 @@ def preflight(recipe: Recipe, progress: Progress, override_gates: Sequence[str] 
     """
     known_gates(recipe.gates, override_gates)
     teacher = architecture_of(recipe.teacher.model, progress)
-    student = architecture_of(recipe.student.model, progress) if recipe.student else teacher
     if recipe.shrink:
-        experts_to_keep(teacher, recipe.shrink.keep, recipe.teacher.model)
+        kept = experts_to_keep(teacher, recipe.shrink.keep, recipe.teacher.model)
+        if recipe.dense and recipe.dense.experts > kept:
+            raise BadInputError(
+                f"[dense] experts: {recipe.dense.experts} cannot be taken of the {kept} that "
+                "[shrink] keeps; lower it, or raise keep"
+            )
     if recipe.student:
         _require_vocabulary(recipe.student.model, recipe.teacher.model, progress)
+    student = student_of(recipe, progress)
     _require_text(recipe)
     distill = recipe.distill
     if distill and distill.quantization_aware:
@@ -62,11 +67,42 @@ def _real_tokens(source: str, progress: Progress) -> int:
 def _require_text(recipe: Recipe) -> None:
     needed = {"held_out_tokens": "evaluation"}
     distill = recipe.distill
-    if recipe.shrink or (distill and (distill.steps or distill.supervised)):
-        needed["tokens"] = "[shrink] and [distill]"
+    shaped = recipe.shrink or recipe.dense or recipe.slice
+    if shaped or (distill and (distill.steps or distill.supervised)):
+        needed["tokens"] = "what shapes or trains the student"
     for key, reader in needed.items():
         if getattr(recipe.data, key) == 0:
             raise BadInputError(f"[data] {key} is 0, but {reader} needs some; raise it")
+
+
+def student_of(recipe: Recipe, progress: Progress) -> Architecture:
+    """What is trained and packed, but for the experts that ``[shrink]`` and the layers that
+    ``[slice]`` leave out.
+
+    Raises:
+        BadInputError: it cannot have the shape that ``[dense]`` or ``[slice]`` asks for.
+    """
+    source = recipe.student.model if recipe.student else recipe.teacher.model
+    directory = resolve_config(source, progress)
+    config, path = read_config(directory), str(directory / "config.json")
+    student = describe(config, path)
+    # imports of torch, which other recipes do without
+    if recipe.dense:
+        from edgekit.distill.densify import DenseOptions, plan_dense
+
+        options = DenseOptions(**recipe.dense.model_dump(exclude={"warm_up"}))
+        target = plan_dense(config, student, options, path)[2]
+        config, student = target.config, target.architecture
+    if recipe.slice:
+        from edgekit.distill.slice_depth import DepthOptions, check_layers
+        from edgekit.distill.slice_plan import WidthOptions, plan_sizes
+
+        width = WidthOptions(**recipe.slice.model_dump(exclude={"layers"}))
+        if recipe.slice.layers:
+            check_layers(config, path, DepthOptions(recipe.slice.layers))
+        if (width.feed_forward, width.hidden) != (1.0, 1.0):
+            student = plan_sizes(config, path, width)[1]
+    return student
 
 
 def architecture_of(source: str, progress: Progress) -> Architecture:

@@ -26,7 +26,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from edgekit.errors import BadInputError
-from edgekit.recipe_section import DivergenceName, Section
+from edgekit.recipe_section import DivergenceName, Fraction, Section
+from edgekit.recipe_shapes import DenseSection, SliceSection
 from edgekit.recipe_stages import OnPolicySection, SupervisedSection
 from edgekit.recipe_training import TrainingOptions
 from edgekit.scheme import SCHEMES
@@ -41,7 +42,6 @@ Target = Literal["openvino-cpu", "openvino-gpu", "openvino-npu", "onnx-cpu", "on
 SchemeName = Literal["none", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-channel"]
 assert SchemeName.__args__ == SCHEMES  # type: ignore[attr-defined]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class TeacherSection(Section):
@@ -257,6 +257,8 @@ class Recipe(Section):
     student: StudentSection | None = None
     data: DataSection = DataSection()
     shrink: ShrinkSection | None = None
+    dense: DenseSection | None = None
+    slice: SliceSection | None = None
     distill: DistillSection | None = None
     quantize: QuantizeSection = QuantizeSection()
     targets: tuple[TargetSection, ...] = Field((TargetSection(name="openvino-cpu"),), min_length=1)
@@ -306,6 +308,11 @@ def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
             f"{source}: [student] and [shrink] exclude each other: the student is either given or "
             "the shrunk teacher; remove one"
         )
+    if recipe.shrink and recipe.shrink.nested and (recipe.dense or recipe.slice):
+        raise BadInputError(
+            f"{source}: [shrink] nested gives a student of several sizes, which [dense] and "
+            "[slice] do not take; remove one"
+        )
     return recipe
 
 
@@ -347,7 +354,7 @@ def _sentence(error: ValidationError, source: str) -> str:
     location = first["loc"]
     table = ".".join(str(part) for part in location[:-1])
     where = f"{source}: [{table}] {location[-1]}" if table else f"{source}: {location[-1]}"
-    if first["type"] in ("domain", "nested"):
+    if first["type"] in ("domain", "nested", "slice", "temperature", "patience"):
         return f"{where}: {first['msg']}; correct it"
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key{_nearest(location)}; see docs/recipe.md for all keys"
@@ -373,6 +380,8 @@ SECTIONS: dict[str, type[Section]] = {
     "student": StudentSection,
     "data": DataSection,
     "shrink": ShrinkSection,
+    "dense": DenseSection,
+    "slice": SliceSection,
     "distill": DistillSection,
     "quantize": QuantizeSection,
     "targets": TargetSection,

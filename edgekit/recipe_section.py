@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 DivergenceName = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_forward", "skew_reverse", "total_variation"
 ]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class Section(BaseModel):

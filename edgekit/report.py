@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import platform
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def _page(
     ]  # fmt: skip
     if "shrink" in records:
         sections += _experts(records["shrink"]["report"])
+    sections += _shape(records)
     sections += [part for name in STAGES for part in _stage(name, records)]
     sections += [
         "<h2>Steps</h2>", _steps(records),
@@ -108,6 +110,43 @@ def _page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{recipe.pack.name}</title>'
         f"<style>{STYLE}</style><body>\n{body}\n</body></html>\n"
     )
+
+
+def _shape(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How the student was made dense, shallower or narrower, in words."""
+    sentences = []
+    if "dense" in records:
+        found = records["dense"]["report"]
+        made = found["made"]
+        kl = made["divergence"][made["scaling"]]["all"]["value"]
+        sentences.append(
+            f"Dense: {made['source_family']} became {made['family']} of width {made['width']} "
+            f"({made['choice']}, constants {made['scaling']}), {kl:.4f} nats per token from the "
+            "sparse one before any training."
+        )
+        if found["warmed"]:
+            before, after = (_median(found["warmed"][key]) for key in ("before", "after"))
+            sentences.append(
+                f"The warm-up took the median layer's error from {before:.2f} to {after:.2f}."
+            )
+        sentences += made["notes"]
+    for cut in ("depth", "width") if "slice" in records else ():
+        report = records["slice"]["report"][cut]
+        if report:
+            change = (
+                f"{report['layers_before']} to {report['layers_after']} layers"
+                if cut == "depth"
+                else f"{report['parameters_before']:,} to {report['parameters_after']:,} parameters"
+            )
+            kl = report["divergence"]["all"]["value"]
+            sentences.append(f"Sliced from {change}: {kl:.4f} nats per token before any training.")
+    if not sentences:
+        return []
+    return ["<h2>Shape</h2>", f"<p>{html.escape(' '.join(sentences))}</p>"]
+
+
+def _median(values: Mapping[str, float]) -> float:
+    return statistics.median(values.values())
 
 
 def _stage(name: str, records: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -53,6 +53,12 @@ def plan_steps(recipe: Recipe) -> list[Step]:
     if recipe.shrink:
         steps.append(_shrink(recipe))
         student = "shrink"
+    if recipe.dense:
+        steps.append(_dense(recipe, student))
+        student = "dense"
+    if recipe.slice:
+        steps.append(_slice(recipe, student))
+        student = "slice"
     for step in _distillation(recipe, student):
         steps.append(step)
         student = step.name if step.name != "capture" else student
@@ -102,6 +108,42 @@ def _shrink(recipe: Recipe) -> Step:
 
     params = {**_json(section), "keep_map": _keep_map_digest(section.previous)}
     return Step("shrink", ("distill",), ("teacher", "data"), params, run)
+
+
+def _dense(recipe: Recipe, student: str) -> Step:
+    section, tokens = recipe.dense, recipe.data.tokens
+    assert section is not None
+
+    def run(c: Context) -> Any:
+        from edgekit.distill.densify import DenseOptions
+        from edgekit.distill.reshape import make_dense
+        from edgekit.sequences import FILE_NAME, read_sequences
+
+        values = section.model_dump(exclude={"warm_up"})
+        options = DenseOptions(**values, calibration_tokens=tokens, force=c.force)
+        text = read_sequences(c.inputs["data"] / FILE_NAME)
+        model = c.inputs[student]
+        return make_dense(model, text, options, section.warm_up, c.out, c.scratch, c.progress)
+
+    params = {**_json(section), "tokens": tokens}
+    return Step("dense", ("distill",), (student, "data"), params, run)
+
+
+def _slice(recipe: Recipe, student: str) -> Step:
+    section = recipe.slice
+    assert section is not None
+
+    def run(c: Context) -> Any:
+        from edgekit.distill.reshape import slice_model
+        from edgekit.distill.slice_plan import WidthOptions
+        from edgekit.sequences import FILE_NAME, read_sequences
+
+        width = WidthOptions(**section.model_dump(exclude={"layers"}))
+        text = read_sequences(c.inputs["data"] / FILE_NAME)
+        model = c.inputs[student]
+        return slice_model(model, text, width, section.layers, c.out, c.scratch, c.progress)
+
+    return Step("slice", ("distill",), (student, "data"), _json(section), run)
 
 
 def _keep_map_digest(previous: str) -> str:

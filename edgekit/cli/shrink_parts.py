@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -143,10 +142,8 @@ def dense(
 ) -> None:
     """A dense model of the best experts or neurons, which an NPU runs too."""
     section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
-    from edgekit.distill.dense_layer import WarmUpOptions
-    from edgekit.distill.dense_warm_up import text_to_learn_from
-    from edgekit.distill.dense_warm_up import warm_up as warm_up_student
-    from edgekit.distill.densify import DenseOptions, densify
+    from edgekit.distill.densify import DenseOptions
+    from edgekit.distill.reshape import make_dense
     from edgekit.estimate import require_model
 
     options = DenseOptions(
@@ -160,15 +157,8 @@ def dense(
         atomic_directory(out) as directory,
         _text(teacher, section, progress, out) as (text, scratch),
     ):
-        if warm_up:
-            text_to_learn_from(text)
-        student = scratch / "student" if warm_up else directory
-        student.mkdir(exist_ok=True)
-        report = densify(teacher, text, options, student, progress)
-        if warm_up:
-            steps = WarmUpOptions(steps=warm_up, seed=seed, force=force)
-            warmed = warm_up_student(teacher, student, text, steps, directory, progress)
-            shutil.copyfile(student / "densify.json", directory / "densify.json")
+        found = make_dense(teacher, text, options, warm_up, directory, scratch, progress)
+    report = found.made
     if json:
         print_json(report)
         return
@@ -176,8 +166,8 @@ def dense(
     console().print(table("nats per token before any training", ["constants", "KL"], rows))
     for note in report.notes:
         print(f"· {note}")
-    if warm_up:
-        print(f"· {warmed.sentence}")
+    if found.warmed:
+        print(f"· {found.warmed.sentence}")
     print(
         f"{report.source_family} to {report.family} of width {report.width}, "
         f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters, "
@@ -203,39 +193,24 @@ def slice_model(
 ) -> None:
     """A narrower or shallower model, dense or sparse."""
     section = sampling(data, tokens, held_out_tokens, sequence_length, seed)
-    from edgekit.distill.slice_depth import DepthOptions, require_layers, slice_depth
-    from edgekit.distill.slice_plan import WidthOptions, require_sizes
-    from edgekit.distill.slice_width import slice_width
+    from edgekit.distill import reshape
+    from edgekit.distill.slice_plan import WidthOptions
     from edgekit.errors import BadInputError
     from edgekit.estimate import require_model
 
-    narrower = (feed_forward, hidden) != (1.0, 1.0)
-    if not narrower and not layers:
+    if (feed_forward, hidden, layers) == (1.0, 1.0, 0):
         raise BadInputError("nothing to slice; give --feed-forward, --hidden or --layers")
     progress = default_progress()
     teacher = resolve_model(model, progress)
-    depth, width = DepthOptions(layers), WidthOptions(feed_forward, hidden, multiple_of)
-    if layers:
-        require_layers(teacher, depth)
-    if narrower:
-        require_sizes(teacher, width)
+    width = WidthOptions(feed_forward, hidden, multiple_of)
+    reshape.require_slices(teacher, width, layers)
     require_model(teacher, force)
-    reports: dict[str, Any] = {}
     with (
         atomic_directory(out) as directory,
         _text(teacher, section, progress, out) as (text, scratch),
     ):
-        source = teacher
-        if layers:
-            shallow = scratch / "shallow" if narrower else directory
-            shallow.mkdir(exist_ok=True)
-            reports["depth"] = slice_depth(source, text, depth, shallow, progress)
-            source = shallow
-        if narrower:
-            whole = teacher if layers else None
-            reports["width"] = slice_width(source, text, width, directory, progress, whole)
-            if layers:
-                shutil.copyfile(shallow / "slicing.json", directory / "depth.json")
+        found = reshape.slice_model(teacher, text, width, layers, directory, scratch, progress)
+    reports = {n: r for n, r in (("depth", found.depth), ("width", found.width)) if r}
     if json:
         print_json(reports)
         return
