@@ -8,8 +8,9 @@ student; SEQUENCES has their text, as of a build's step "data". Every row trains
 the student with the same rate on the same text in the same order of a seed; only what is kept of
 the teacher differs (``distill_targets.py`` says how each is kept, and measures more of them on a
 miniature). KL(teacher || student) in nats per token over whole distributions of held-out text: the
-mean over seeds with the range. The whole distributions are in memory: 4 bytes times vocabulary
-times tokens. About half an hour on one thread for the demo's student.
+mean over seeds of the order with the range: the draws are those of one cache. The whole
+distributions are in memory: 4 bytes times vocabulary times tokens. About half an hour on one thread
+for the demo's student.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ Trains one dense student per row on the miniature (``miniature_teacher.py``, mad
 ``--teacher`` gives one): a byte-level model with feed-forwards as wide as one expert, from random
 weights, with the same text in the same order in every row of a seed. Only what is kept of the
 teacher differs, or the loss. KL(teacher || student) in nats per byte over whole distributions of
-held-out text; the mean over seeds of weights and order, with the range. Beside it how far the
+held-out text; the mean over seeds of weights and order, with the range: the draws are those of one
+cache, with a number of their own at every position. Beside it how far the
 student is surer than it is right, and how likely the teacher finds what the student writes. About
 four minutes a seed on one thread.
 """
@@ -264,16 +265,16 @@ def show(figures: dict[str, dict[str, list[float]]], title: str) -> None:
     """The table; ratios are to the whole distribution with the same seed."""
     table = Table(title=title)
     heads = ["learned from", "bytes", "KL", "KL / whole"]
-    more = {"gap": "surer than right", "judged": "teacher's nats"}
+    more = {"gap": ("surer than right", "+.3f"), "judged": ("teacher's nats", ".2f")}
     shown = [name for name in more if all(name in row for row in figures.values())]
-    for head in heads + [more[name] for name in shown]:
+    for head in heads + [more[name][0] for name in shown]:
         table.add_column(head)
     best = figures["whole distribution"]["kl"]
     for name, row in figures.items():
         ratios = [kl / reference for kl, reference in zip(row["kl"], best, strict=True)]
         table.add_row(
             name, f"{row['size'][0]:.0f}", _spread(row["kl"], 4), _spread(ratios, 3),
-            *(f"{statistics.mean(row[other]):+.3f}" for other in shown),
+            *(format(statistics.mean(row[other]), more[other][1]) for other in shown),
         )  # fmt: skip
     Console(width=120).print(table)
 

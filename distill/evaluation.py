@@ -33,8 +33,8 @@ def divergence(
         numbers = np.array_split(numbers, processes.count)[processes.rank].tolist()
     with masked(opened, mask):
         part = measure(opened.model, held_out, progress, "the student", numbers)
-    if processes.sharded:
-        return part.divergence()
+    if processes.sharded:  # all decide by the same figures
+        return processes.of_main(part.divergence())
     parts = processes.gathered(part)
     return Measured(
         tuple(domain for part in parts for domain in part.domains),

@@ -101,9 +101,11 @@ class Gradients:
             parameter.grad = None
 
     def _precision(self, working: Working) -> torch.autocast:
-        """Matrix products in bfloat16, if asked for; weights, sums and losses stay float32."""
+        """Matrix products in bfloat16, if asked for; weights, sums and losses stay float32. What
+        a split layer was cast to is not kept for another use of it."""
+        enabled, cached = working.precision == "bfloat16", not self.processes.sharded
         return torch.autocast(
-            self._opened.device.type, torch.bfloat16, enabled=working.precision == "bfloat16"
+            self._opened.device.type, torch.bfloat16, enabled=enabled, cache_enabled=cached
         )
 
     def _of_group(self, lesson: Lesson, group: Sequence[int]) -> Tensor:

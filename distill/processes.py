@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from edgekit.errors import BadInputError
+from edgekit.recipe import DistillSection
 
 BUCKET_VALUES = 1 << 24  # that are sent together
 REFUSED = {
@@ -72,6 +73,24 @@ class Processes:
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if chosen == CPU else 1
         split = fsdp and state.num_processes > 1
         return cls(state.process_index, state.num_processes, chosen, beside, split)
+
+    def require_as_configured(self, params: DistillSection) -> None:
+        """Refuse a recipe that says otherwise than accelerate's configuration.
+
+        Raises:
+            BadInputError: names both.
+        """
+        mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+        if mixed != "no" and (mixed, params.precision) != ("bf16", "bfloat16"):
+            raise BadInputError(
+                f"accelerate's configuration asks for mixed_precision {mixed}, and [distill] "
+                f"precision is {params.precision}; set mixed_precision: no, or both to bfloat16"
+            )
+        if _told("FSDP_ACTIVATION_CHECKPOINTING") and not params.activation_checkpointing:
+            raise BadInputError(
+                "accelerate's configuration asks for fsdp_activation_checkpointing, and [distill] "
+                "activation_checkpointing is false; set it to true"
+            )
 
     @property
     def is_main(self) -> bool:

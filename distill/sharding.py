@@ -9,7 +9,6 @@ nothing of. So processes must run the same layers at the same time, each on text
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 import torch
@@ -32,12 +31,12 @@ def load_split(opened: OpenModel, processes: Processes) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(processes.device.type, (processes.count,))
-    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
     opened.load_rest()
     for number, layer in enumerate(opened.layers):
         opened.load_layer(number)
         scalars = {parameter for parameter in layer.parameters() if parameter.dim() == 0}
-        split = fully_shard(layer, mesh=mesh, reshard_after_forward=again, ignored_params=scalars)
+        # layers that stayed whole would go on with old weights when their shares are changed
+        split = fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
         split.set_gradient_divide_factor(1.0)  # every share is divided by the step's positions
         split.set_force_sum_reduction_for_comms(True)
 
@@ -54,6 +53,9 @@ def require_splittable(params: DistillSection) -> None:
         "quantization_aware": params.quantization_aware,
         "micro_batch_tokens 0 (a trial)": not params.micro_batch_tokens,
         'precision "auto" (a trial)': params.precision == "auto",
+        # what is cast for the forward pass is kept for the backward one, layer after layer
+        "precision bfloat16 without activation_checkpointing": params.precision == "bfloat16"
+        and not params.activation_checkpointing,
     }.items():
         if used:
             raise BadInputError(

@@ -82,6 +82,9 @@ def open_student(
     """
     rounding = quantization if params.quantization_aware else None
     processes = Processes.start(device)
+    processes.require_as_configured(params)
+    if processes.sharded:
+        require_splittable(params)
     torch.manual_seed(params.seed)
     with open_model(path, device=str(processes.device), load=False) as opened:
         context = opened.architecture.context_length
@@ -96,7 +99,6 @@ def open_student(
         require_training_memory(needs, opened, params, processes, force)
         largest = needs.largest(free_memory(processes.device) // processes.sharing)
         if processes.sharded:
-            require_splittable(params)
             load_split(opened, processes)
         else:
             opened.load()

@@ -86,6 +86,7 @@ def train(
             student, params, quantization, device, progress, longest=longest, force=force
         ) as found,
     ):
+        saved = Path(found.processes.of_main(str(saved)))
         names = params.trackers if found.processes.is_main else ()
         trackers = Trackers(names, saved / TRACKED, params.with_effect())
         trainer = Trainer(

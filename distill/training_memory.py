@@ -64,14 +64,13 @@ def training_needs(
 ) -> TrainingNeeds:
     """What training ``opened``, which need not be loaded, on sequences of at most ``longest``
     tokens takes; its layers are split into ``shares``, of which this process has one."""
-    architecture, weights = opened.architecture, weight_needs(opened)
+    architecture = opened.architecture
     parameters = trainable_parameters(opened, params.trainable)
-    trained, loaded = _trained_values(parameters, opened, params), weights.whole
+    trained, loaded = _trained_values(parameters, opened, params), weight_needs(opened).whole
     if shares > 1:
         inside = {id(parameter): parameter.numel() for parameter in opened.layers.parameters()}
-        loaded -= FLOAT32_BYTES * _elsewhere(sum(inside.values()), shares)
-        loaded += weights.largest_layer  # whole with its gradient while it runs
         trained -= _elsewhere(sum(inside.get(id(p), 0) for p in parameters.values()), shares)
+        loaded = _loaded_share(opened, sum(inside.values()), shares)
     kept = 1 + KEPT_BY_OPTIMIZER[params.optimizer]  # gradient and what the optimizer keeps
     row = max(longest, min(params.micro_batch_tokens, PACKED_TOKENS))
     logits = min(CHUNK_BYTES, FLOAT32_BYTES * FORWARD_TOKENS * architecture.vocab_size)
@@ -104,10 +103,12 @@ def require_training_memory(
     if largest:
         advice = f"lower micro_batch_tokens to {largest}, which would fit, or pass --force"
     else:
+        ways = "activation_checkpointing, lora_rank, optimizer adafactor"
+        if processes.sharded:
+            ways = "more processes, activation_checkpointing"
         advice = (
-            f"not one sequence of {needs.longest} tokens fits: save memory by "
-            "activation_checkpointing, lora_rank, optimizer adafactor or fewer parts in trainable, "
-            "or pass --force"
+            f"not one sequence of {needs.longest} tokens fits: save memory by {ways} or fewer "
+            "parts in trainable, or pass --force"
         )
     tokens = max(params.micro_batch_tokens, needs.longest)
     what = f"{opened.path}: training in micro-batches of {tokens} tokens"
@@ -159,6 +160,15 @@ def _of_mixer(mixer: Mixer, width: int, row: int, eager: bool) -> int:
     if eager or isinstance(mixer, LatentAttention) or mixer.sinks:
         values += SCORE_COPIES * mixer.num_heads * row
     return values
+
+
+def _loaded_share(opened: OpenModel, inside: int, shares: int) -> int:
+    """Bytes of the weights of a share, of which ``inside`` values are in layers, and of the largest
+    layer while it is loaded, or runs: whole, with its gradient and what is sent of that."""
+    needs = weight_needs(opened)
+    largest = max(sum(p.numel() for p in layer.parameters()) for layer in opened.layers)
+    weights = opened.architecture.parameters() - _elsewhere(inside, shares)
+    return FLOAT32_BYTES * weights + max(needs.largest_layer, 3 * FLOAT32_BYTES * largest)
 
 
 def _elsewhere(values: int, shares: int) -> int:

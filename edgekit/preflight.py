@@ -13,6 +13,7 @@ from edgekit.gates import known_gates
 from edgekit.layout import check_groups
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
+from edgekit.recipe_shapes import DenseSection
 from edgekit.rules import check_target, experts_to_keep, require_unpacked
 from edgekit.scheme import Scheme
 from edgekit.sources import resolve_config
@@ -30,11 +31,8 @@ def preflight(recipe: Recipe, progress: Progress, override_gates: Sequence[str] 
     teacher = architecture_of(recipe.teacher.model, progress)
     if recipe.shrink:
         kept = experts_to_keep(teacher, recipe.shrink.keep, recipe.teacher.model)
-        if recipe.dense and recipe.dense.experts > kept:
-            raise BadInputError(
-                f"[dense] experts: {recipe.dense.experts} cannot be taken of the {kept} that "
-                "[shrink] keeps; lower it, or raise keep"
-            )
+        if recipe.dense:
+            _require_kept(recipe.dense, teacher, kept)
     if recipe.student:
         _require_vocabulary(recipe.student.model, recipe.teacher.model, progress)
     student = student_of(recipe, progress)
@@ -73,6 +71,21 @@ def _require_text(recipe: Recipe) -> None:
     for key, reader in needed.items():
         if getattr(recipe.data, key) == 0:
             raise BadInputError(f"[data] {key} is 0, but {reader} needs some; raise it")
+
+
+def _require_kept(dense: DenseSection, teacher: Architecture, kept: int) -> None:
+    """``[dense]`` takes no more than what ``[shrink]`` leaves."""
+    assert teacher.moe is not None
+    neurons = kept * teacher.moe.intermediate_size
+    for key, wanted, there in (
+        ("experts", dense.experts, kept),
+        ("neurons", dense.neurons, neurons),
+    ):
+        if wanted > there:
+            raise BadInputError(
+                f"[dense] {key}: {wanted} cannot be taken of the {there} that [shrink] keeps in a "
+                "layer; lower it, or raise keep"
+            )
 
 
 def student_of(recipe: Recipe, progress: Progress) -> Architecture:

@@ -139,7 +139,10 @@ def _shape(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 else f"{report['parameters_before']:,} to {report['parameters_after']:,} parameters"
             )
             kl = report["divergence"]["all"]["value"]
-            sentences.append(f"Sliced from {change}: {kl:.4f} nats per token before any training.")
+            sentences.append(
+                f"Sliced from {change}: {kl:.4f} nats per token from the model before, without any "
+                "training."
+            )
     if not sentences:
         return []
     return ["<h2>Shape</h2>", f"<p>{html.escape(' '.join(sentences))}</p>"]

@@ -155,3 +155,12 @@ def test_a_wrong_option_is_named(tiny_mixtral, run, tmp_path):
         "--server", "http://127.0.0.1:1", *SMALL,
     )  # fmt: skip
     assert code == 2 and "--served-model" in message
+
+
+def test_what_a_server_would_be_asked_needs_one(tiny_mixtral, run, tmp_path):
+    for option in (["--served-model", "m"], ["--concurrency", 2], ["--requests-per-second", 1]):
+        code, message = run(
+            "on-policy", tiny_mixtral, "--teacher", tiny_mixtral, "--out", tmp_path / "out",
+            *option, *SMALL,
+        )  # fmt: skip
+        assert code == 2 and f"{option[0]}: there is no --server; leave it out" in message

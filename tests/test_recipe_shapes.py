@@ -64,6 +64,8 @@ def test_mistakes_name_their_table(tables, message):
         ({"slice": {"feed_forward": 0.99}}, r"feed_forward 0.99 takes nothing away"),
         ({"dense": {"family": "gemma"}}, r"cannot become a dense 'gemma'"),
         ({"shrink": {"keep": 0.5}, "dense": {"experts": 3}}, r"\[dense\] experts: 3 .* the 2 that"),
+        ({"shrink": {"keep": 0.5}, "dense": {"choice": "neurons", "neurons": 9999}},
+         r"\[dense\] neurons: 9999 cannot be taken of the"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_made_is_known_before_any_work(tiny_model, tables, message):

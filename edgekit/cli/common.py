@@ -90,6 +90,16 @@ def given(context: typer.Context, *names: str) -> list[str]:
     ]
 
 
+def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
+    """Refuse those of the options ``names`` that are on the command line and would do nothing.
+
+    Raises:
+        BadInputError: names the first, with the ``reason``.
+    """
+    for option in given(context, *names):
+        raise BadInputError(f"{option}: {reason}; leave it out")
+
+
 def to_json(value: Any) -> Any:
     """Reports as JSON values."""
     if isinstance(value, BaseModel):

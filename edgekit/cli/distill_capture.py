@@ -15,6 +15,7 @@ from edgekit.cli.common import (
     Out,
     given,
     print_json,
+    refuse_unused,
     size,
     unless_written,
     write_once,
@@ -149,22 +150,19 @@ def capture(
 
 def _require_used(context: typer.Context, server: bool, sequences: bool) -> None:
     """Refuse options that would do nothing beside the others."""
-
-    def refuse(reason: str, *names: str) -> None:
-        for option in given(context, *names):
-            raise BadInputError(f"{option}: {reason}; leave it out")
-
     if server:
         reason = "with --server the teacher runs there, and its top tokens are kept"
-        refuse(reason, "bytes_per_token", "loss", "temperature", "streamed", "device", "force")
+        mine = ("bytes_per_token", "loss", "temperature", "streamed", "device", "force")
+        refuse_unused(context, reason, *mine)
     else:
         reason = "there is no --server"
-        refuse(reason, "served_model", "concurrency", "requests_per_second")
+        refuse_unused(context, reason, "served_model", "concurrency", "requests_per_second")
     if sequences:
         reason = "the text of --sequences is used, which says itself which positions count"
-        refuse(reason, "data", "tokens", "held_out_tokens", "sequence_length", "assistant_only")
+        of_text = ("data", "tokens", "held_out_tokens", "sequence_length", "assistant_only")
+        refuse_unused(context, reason, *of_text)
     if server and sequences:
-        refuse("with --server and --sequences nothing is drawn", "seed")
+        refuse_unused(context, "with --server and --sequences nothing is drawn", "seed")
 
 
 def _show(report: CaptureReport, out: Path, json: bool) -> None:

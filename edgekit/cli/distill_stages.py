@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.cli.common import Force, Json, Model, Out, print_json
+from edgekit.cli.common import Force, Json, Model, Out, print_json, refuse_unused
 from edgekit.cli.distill_train import PARTS, written_by
 from edgekit.errors import BadInputError
 from edgekit.progress import Silent, default_progress
@@ -34,6 +34,7 @@ Device = Annotated[str, typer.Option(help="Of torch; auto: the GPU, or the CPU."
 
 @stages_app.command("on-policy")
 def on_policy(
+    context: typer.Context,
     student: Model,
     out: Out,
     teacher: Annotated[
@@ -88,6 +89,9 @@ def on_policy(
         DistillSection, steps=0, batch_tokens=batch_tokens, trainable=tuple(trainable or PARTS),
         lora_rank=lora_rank, skew=skew,
     )  # fmt: skip
+    if not server:
+        options = ("served_model", "concurrency", "requests_per_second")
+        refuse_unused(context, "there is no --server", *options)
     from edgekit.distill.on_policy import on_policy as train
     from edgekit.distill.processes import Processes
     from edgekit.distill.prompts import read_prompts

@@ -216,7 +216,7 @@ def slice_model(
         return
     for report in reports.values():
         print(
-            f"KL to the teacher {report.divergence.all.text(4)} nats per token, "
+            f"KL to the model given {report.divergence.all.text(4)} nats per token, "
             f"{count(report.parameters_before)} to {count(report.parameters_after)} parameters"
         )
     print(f"heal it with edgekit distill train: {out}")

@@ -1,5 +1,6 @@
 """Two processes train one student to where one process trains it."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,10 +13,16 @@ from training_runs import captured
 
 from edgekit.checkpoint import Checkpoint
 from edgekit.cli.main import main
+from edgekit.distill.batches import Batch, Lesson, batches, dealt
+from edgekit.distill.cache import LogitCache
+from edgekit.distill.losses import Loss
 from edgekit.distill.processes import Processes
+from edgekit.distill.rows import micro_batches
+from edgekit.recipe import DistillSection
 
-OPTIONS = ("--steps", "5", "--batch-tokens", "100", "--learning-rate", "0.003", "--trainable",
-           "all", "--evaluate-every", "2", "--device", "cpu", "--json")  # fmt: skip
+OPTIONS = ("--steps", "5", "--batch-tokens", "60", "--learning-rate", "0.003", "--trainable",
+           "all", "--evaluate-every", "2", "--device", "cpu", "--micro-batch-tokens", "50",
+           "--json")  # fmt: skip
 
 
 # accelerate calls several processes so, also where each computes on the CPU
@@ -60,6 +67,18 @@ def test_two_processes_have_the_weights_of_one(trained, several):
         for spec in one.specs:
             expected, found = one.float32(spec.name), two.float32(spec.name)
             np.testing.assert_allclose(found, expected, atol=2e-4, err_msg=spec.name)
+
+
+def test_processes_have_steps_with_unequal_work(trained):
+    """So that those of a split student wait for each other."""
+    directory, _ = trained
+    cache = LogitCache(directory / "cache")
+    params = DistillSection(steps=5, batch_tokens=60)
+    counts = []
+    for numbers in itertools.islice(batches(cache.sequences, params), 5):
+        hands = [dealt(Batch(Lesson(cache, Loss()), numbers), rank, 2) for rank in (0, 1)]
+        counts.append([len(micro_batches(cache.sequences, h.numbers, 50, True)) for h in hands])
+    assert any(one != other for one, other in counts)
 
 
 def test_only_the_main_process_reports(trained):
