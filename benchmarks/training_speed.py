@@ -7,9 +7,10 @@ Random weights of the shapes of SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B and Qwe
 draws on random text: nothing here is about quality. Three ways each: all weights with AdamW;
 adapters of rank 16 beside attention and feed-forwards; the same with layers computed twice
 (``activation_checkpointing``). A way is a process of its own; its first step is not timed, and the
-rest is what ``edgekit distill train`` does, 1,024 tokens a step in sequences of 256. What edgekit's
-own estimate says does not fit is not run, and the estimate is shown. Memory is the peak of the
-resident set. Linux only; needs disk for the largest of the checkpoints (2 bytes a weight).
+others are what ``edgekit distill train`` does, 512 tokens a step in sequences of 256: the median and
+the range. What edgekit's own estimate says does not fit is not run, and the estimate is shown.
+Memory is the peak of the resident set. Linux only; needs disk for the largest of the checkpoints
+(2 bytes a weight).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -55,7 +57,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "3": {**QWEN, **dict(zip(NAMES, (2048, 36, 16, 2, 11_008, 151_936), strict=True))},
 }
 LENGTH, SEQUENCES, DRAWN = 256, 64, 12
-STEPS = 3  # the first of which is not timed
+STEP_TOKENS = 512
+STEPS = 4  # the first of which is not timed
 ADAPTERS: dict[str, Any] = {"trainable": ("attention", "mlp"), "lora_rank": 16}
 WAYS: dict[str, dict[str, Any]] = {
     "all weights": {"trainable": ("all",)},
@@ -78,10 +81,10 @@ class RandomTargets:
         return SampledTargets(ids, torch.ones(LENGTH, DRAWN), torch.zeros(LENGTH))
 
 
-def measured(model: Path, way: str, threads: int) -> dict[str, float]:
+def measured(model: Path, way: str, threads: int) -> dict[str, Any]:
     """Train in this process: tokens per second and bytes, or the bytes that it would take."""
     torch.set_num_threads(threads)
-    params = DistillSection(steps=STEPS, batch_tokens=1024, **WAYS[way])
+    params = DistillSection(steps=STEPS, batch_tokens=STEP_TOKENS, **WAYS[way])
     with open_model(model, load=False) as opened:
         needs = training_needs(opened, params, LENGTH).total(params.micro_batch_tokens)
         if needs > free_memory(opened.device):
@@ -95,14 +98,16 @@ def measured(model: Path, way: str, threads: int) -> dict[str, float]:
         ]
         targets = RandomTargets(text, vocabulary)
         trainer = Trainer(opened, params, vocabulary)
-        trainer.train(targets, 0, 1, Silent())
-        tokens, seconds = trainer.state.tokens, trainer.state.seconds
-        trainer.train(targets, 1, STEPS, Silent())
-        speed = (trainer.state.tokens - tokens) / (trainer.state.seconds - seconds)
-    return {"needs": needs, "speed": speed, "peak": memory("VmHWM")}
+        seconds = []
+        for step in range(STEPS):
+            before = trainer.state.seconds
+            trainer.train(targets, step, step + 1, Silent())
+            seconds.append(trainer.state.seconds - before)
+    speeds = [STEP_TOKENS / spent for spent in seconds[1:]]
+    return {"needs": needs, "speeds": speeds, "peak": memory("VmHWM")}
 
 
-def in_process(model: Path, way: str, threads: int) -> dict[str, float]:
+def in_process(model: Path, way: str, threads: int) -> dict[str, Any]:
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--measure", way, "--work", str(model)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -111,7 +116,7 @@ def in_process(model: Path, way: str, threads: int) -> dict[str, float]:
     )
     if run.returncode:
         raise SystemExit(f"{way} failed:\n{run.stderr[-3000:]}")
-    found: dict[str, float] = json.loads(run.stdout)
+    found: dict[str, Any] = json.loads(run.stdout)
     return found
 
 
@@ -149,12 +154,14 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def _shown(found: dict[str, float]) -> tuple[str, ...]:
+def _shown(found: dict[str, Any]) -> tuple[str, ...]:
     needs = f"{found['needs'] / 1e9:.1f}"
-    if "speed" not in found:
+    if "speeds" not in found:
         return "does not fit", "", "", needs
-    speed = found["speed"]
-    return f"{speed:.0f}", f"{1e6 / speed / 3600:.1f} h", f"{found['peak'] / 1e9:.1f}", needs
+    speeds = found["speeds"]
+    speed = statistics.median(speeds)
+    shown = f"{speed:.3g} ({min(speeds):.3g} to {max(speeds):.3g})"
+    return shown, f"{1e6 / speed / 3600:.1f} h", f"{found['peak'] / 1e9:.1f}", needs
 
 
 if __name__ == "__main__":
