@@ -7,8 +7,8 @@ Random weights of the shapes of SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B and Qwe
 draws on random text: nothing here is about quality. Three ways each: all weights with AdamW;
 adapters of rank 16 beside attention and feed-forwards; the same with layers computed twice
 (``activation_checkpointing``). A way is a process of its own; its first step is not timed, and the
-others are what ``edgekit distill train`` does, 512 tokens a step in sequences of 256: the median and
-the range. What edgekit's own estimate says does not fit is not run, and the estimate is shown.
+others are what ``edgekit distill train`` does, 512 tokens a step in sequences of 256: the median
+and the range. What edgekit's own estimate says does not fit is not run, and the estimate is shown.
 Memory is the peak of the resident set. Linux only; needs disk for the largest of the checkpoints
 (2 bytes a weight).
 """
