@@ -1,7 +1,7 @@
 """What a real student learns from sampled targets, top-k targets and whole distributions.
 
     python benchmarks/distill_real.py TEACHER STUDENT SEQUENCES [--steps 60] [--seeds 3]
-        [--json FILE]
+        [--trainable router norms attention] [--json FILE]
 
 TEACHER and STUDENT are checkpoints with one tokenizer, such as the demo's teacher and its pruned
 student; SEQUENCES has their text, as of a build's step "data". Every row trains the same parts of
@@ -31,11 +31,10 @@ from edgekit.distill.open_model import open_model
 from edgekit.distill.targets import LOWEST, TeacherTargets, TopTargets
 from edgekit.distill.trainer import Trainer
 from edgekit.progress import Silent, default_progress
-from edgekit.recipe import DistillSection
+from edgekit.recipe import DistillSection, checked
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences
 
 BATCH_TOKENS, RATE = 256, 3e-4
-PARTS = ("router", "norms", "attention")
 PER_DOMAIN = 4  # held-out sequences
 
 
@@ -80,14 +79,11 @@ def teachers_logits(teacher: Path, sequences: Sequence[TokenSequence]) -> list[t
         ]
 
 
-def kl_after(student: Path, text: FromLogits, judge: FromLogits, steps: int, seed: int) -> float:
+def kl_after(student: Path, text: FromLogits, judge: FromLogits, params: DistillSection) -> float:
     """KL on held-out text of the student after training."""
-    params = DistillSection(
-        steps=steps, batch_tokens=BATCH_TOKENS, learning_rate=RATE, trainable=PARTS, seed=seed
-    )
     with open_model(student) as opened:
         trainer = Trainer(opened, params, text.vocab_size, loss=text.way.loss)
-        trainer.train(text, 0, steps, Silent())
+        trainer.train(text, 0, params.steps, Silent())
         return measure(opened.model, judge, Silent()).divergence().all.value
 
 
@@ -99,6 +95,7 @@ def main() -> None:
     parser.add_argument("sequences", type=Path)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trainable", nargs="+", default=["router", "norms", "attention"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     every = read_sequences(arguments.sequences / FILE_NAME)
@@ -108,7 +105,12 @@ def main() -> None:
     vocabulary = logits[0].shape[-1]
     exact = Way("whole distribution", whole, FORWARD)
     judge = FromLogits(held_out, logits[len(text) :], exact, vocabulary)
-    before = kl_after(arguments.student, judge, judge, 0, 0)
+    params = checked(
+        DistillSection, steps=arguments.steps, batch_tokens=BATCH_TOKENS, learning_rate=RATE,
+        trainable=tuple(arguments.trainable),
+    )  # fmt: skip
+    none = params.model_copy(update={"steps": 0})
+    before = kl_after(arguments.student, judge, judge, none)
     figures: dict[str, dict[str, list[float]]] = {}
     with default_progress().task("train the students", arguments.seeds * len(WAYS)) as task:
         for way in WAYS:
@@ -118,7 +120,8 @@ def main() -> None:
             )
             row = figures.setdefault(way.name, {"size": [size], "kl": []})
             for seed in range(arguments.seeds):
-                row["kl"].append(kl_after(arguments.student, kept, judge, arguments.steps, seed))
+                seeded = params.model_copy(update={"seed": seed})
+                row["kl"].append(kl_after(arguments.student, kept, judge, seeded))
                 task.advance()
     show(figures, f"{arguments.steps} steps of {BATCH_TOKENS} tokens, {arguments.seeds} seeds")
     tokens = sum(len(s.tokens) for s in held_out)
