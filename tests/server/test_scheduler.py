@@ -260,8 +260,10 @@ async def test_an_engine_that_cannot_be_made_again_ends_everything(tmp_path: Pat
     def factory() -> ScriptedBatchEngine:
         return next(made, None) or refusing_loader()
 
+    engine.gate.clear()  # it fails when all have asked
     async with scheduling(factory) as scheduler:
         tickets = [scheduler.submit(job(engine, "a"), "c") for _ in range(3)]
+        engine.gate.set()
         seen = await asyncio.gather(*map(events, tickets))
         assert all(isinstance(s[-1], Failed) and ends(s) == 1 for s in seen)
         assert scheduler.state == "failed" and "device NPU" in scheduler.error
