@@ -200,12 +200,15 @@ class McpServer:
             why = f"cannot be started ({error.strerror or error})"
         except Exception as error:  # the handshake failed in one of many ways
             failure = error
-            why = "ended before it was ready" if self._stop.is_set() else "is no MCP server"
+            how = "ended before it was ready" if self._stop.is_set() else "is no MCP server"
+            why = f"{how} ({type(error).__name__})"
         finally:
             self._client = None
             self._stop.set()
         if failure is not None and not ready.done():
-            ready.set_exception(self._ended(why))
+            ended = self._ended(why)
+            ended.__cause__ = failure
+            ready.set_exception(ended)
 
     def _connection(self) -> Client:
         cwd = private_directory(self._folder)
