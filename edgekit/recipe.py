@@ -23,10 +23,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 from edgekit.errors import BadInputError
-from edgekit.recipe_section import DivergenceName, Fraction, Section
+from edgekit.recipe_section import CONTRADICTION, DivergenceName, Fraction, Section, contradiction
 from edgekit.recipe_shapes import DenseSection, SliceSection
 from edgekit.recipe_stages import OnPolicySection, SupervisedSection
 from edgekit.recipe_training import TrainingOptions
@@ -112,8 +111,7 @@ class DataSection(Section):
     def _domains_have_text(cls, domains: dict[str, DomainSection]) -> dict[str, DomainSection]:
         for name, domain in domains.items():
             if not domain.files and name not in DOMAINS:
-                raise PydanticCustomError(
-                    "domain",
+                raise contradiction(
                     f"domain {name!r} is none of {', '.join(DOMAINS)} and names no files",
                 )
         return domains
@@ -143,16 +141,13 @@ class ShrinkSection(Section):
     @model_validator(mode="after")
     def _nested_from_keep(self) -> ShrinkSection:
         if self.nested and max(self.nested) != self.keep:
-            raise PydanticCustomError(
-                "nested", "the largest share of nested must be keep; make them equal"
-            )
+            raise contradiction("the largest share of nested must be keep; make them equal")
         if self.nested and self.criterion == "auto":
-            raise PydanticCustomError(
-                "nested", "nested needs an order of worth, which auto has not; name a criterion"
+            raise contradiction(
+                "nested needs an order of worth, which auto has not; name a criterion"
             )
         if self.nested and self.previous:
-            raise PydanticCustomError(
-                "nested",
+            raise contradiction(
                 "previous: an order of all experts has no use for an earlier choice of some; leave "
                 "out previous or nested",
             )
@@ -201,8 +196,7 @@ class DistillSection(TrainingOptions):
     @model_validator(mode="after")
     def _temperature_needs_draws(self) -> DistillSection:
         if self.temperature != 1.0 and self.targets == "top_k":
-            raise PydanticCustomError(
-                "temperature",
+            raise contradiction(
                 "a temperature other than 1 softens what top_k targets have lumped together; set "
                 'targets = "sampled"',
             )
@@ -354,7 +348,7 @@ def _sentence(error: ValidationError, source: str) -> str:
     location = first["loc"]
     table = ".".join(str(part) for part in location[:-1])
     where = f"{source}: [{table}] {location[-1]}" if table else f"{source}: {location[-1]}"
-    if first["type"] in ("domain", "nested", "slice", "temperature", "patience"):
+    if first["type"] == CONTRADICTION:
         return f"{where}: {first['msg']}; correct it"
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key{_nearest(location)}; see docs/recipe.md for all keys"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from edgekit.recipe_section import Fraction, Section
+from edgekit.recipe_section import Fraction, Section, contradiction
 
 
 class DenseSection(Section):
@@ -40,7 +39,5 @@ class SliceSection(Section):
     @model_validator(mode="after")
     def _takes_something_away(self) -> SliceSection:
         if (self.feed_forward, self.hidden, self.layers) == (1.0, 1.0, 0):
-            raise PydanticCustomError(
-                "slice", "nothing to slice; set feed_forward, hidden or layers"
-            )
+            raise contradiction("nothing to slice; set feed_forward, hidden or layers")
         return self

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from edgekit.recipe_section import Section
+from edgekit.recipe_section import Section, contradiction
 
 # what changes no more than rounding, so that a training continues when it is changed
 WITHOUT_EFFECT = frozenset(
@@ -64,9 +63,7 @@ class TrainingOptions(Section):
     @model_validator(mode="after")
     def _patience_needs_measurements(self) -> Self:
         if self.patience and not self.evaluate_every:
-            raise PydanticCustomError(
-                "patience", "patience counts measurements; set evaluate_every to make some"
-            )
+            raise contradiction("patience counts measurements; set evaluate_every to make some")
         return self
 
     def with_effect(self) -> dict[str, Any]:
