@@ -44,6 +44,7 @@ from edgekit.distill.resident import resident
 from edgekit.errors import BadInputError
 from edgekit.memory import require_disk, require_memory
 from edgekit.progress import Progress
+from edgekit.recipe_shapes import DenseSection
 from edgekit.sequences import TokenSequence, evenly_spaced, sequences_digest
 
 REPORT = "densify.json"
@@ -71,6 +72,16 @@ class DenseOptions:
     calibration_tokens: int = 8192
     seed: int = 0
     force: bool = False
+
+    @classmethod
+    def of(
+        cls, section: DenseSection, calibration_tokens: int, force: bool = False
+    ) -> DenseOptions:
+        """As a recipe says."""
+        return cls(
+            section.choice, section.experts, section.neurons, section.scaling, section.family,
+            section.multiple_of, calibration_tokens, section.seed, force,
+        )  # fmt: skip
 
 
 class DenseLayer(BaseModel):

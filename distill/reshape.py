@@ -75,7 +75,7 @@ def require_slices(model: Path, width: WidthOptions, layers: int) -> None:
     """
     if layers:
         require_layers(model, DepthOptions(layers))
-    if _narrower(width):
+    if width.narrower:
         require_sizes(model, width)
 
 
@@ -96,7 +96,7 @@ def slice_model(
     require_slices(model, width, layers)
     if not layers:
         return Sliced(depth=None, width=slice_width(model, text, width, out, progress))
-    if not _narrower(width):
+    if not width.narrower:
         depth = slice_depth(model, text, DepthOptions(layers), out, progress)
         return Sliced(depth=depth, width=None)
     cut = _empty(scratch / "cut")
@@ -105,10 +105,6 @@ def slice_model(
     shutil.copyfile(cut / SLICING, out / DEPTH)
     shutil.rmtree(cut)
     return Sliced(depth=depth, width=narrowed)
-
-
-def _narrower(width: WidthOptions) -> bool:
-    return (width.feed_forward, width.hidden) != (1.0, 1.0)
 
 
 def _empty(directory: Path) -> Path:

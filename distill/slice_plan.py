@@ -32,6 +32,7 @@ from edgekit.distill.slice_hidden import (
 )
 from edgekit.distill.slice_importance import Array, Importance, neuron_places
 from edgekit.errors import BadInputError
+from edgekit.recipe_shapes import SliceSection
 
 REPORT = "slicing.json"
 
@@ -43,6 +44,16 @@ class WidthOptions:
     feed_forward: float = 1.0
     hidden: float = 1.0
     multiple_of: int = 128
+
+    @classmethod
+    def of(cls, section: SliceSection) -> WidthOptions:
+        """As a recipe says."""
+        return cls(section.feed_forward, section.hidden, section.multiple_of)
+
+    @property
+    def narrower(self) -> bool:
+        """Whether anything is taken away."""
+        return (self.feed_forward, self.hidden) != (1.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -103,17 +103,17 @@ def student_of(recipe: Recipe, progress: Progress) -> Architecture:
     if recipe.dense:
         from edgekit.distill.densify import DenseOptions, plan_dense
 
-        options = DenseOptions(**recipe.dense.model_dump(exclude={"warm_up"}))
+        options = DenseOptions.of(recipe.dense, recipe.data.tokens)
         target = plan_dense(config, student, options, path)[2]
         config, student = target.config, target.architecture
     if recipe.slice:
         from edgekit.distill.slice_depth import DepthOptions, check_layers
         from edgekit.distill.slice_plan import WidthOptions, plan_sizes
 
-        width = WidthOptions(**recipe.slice.model_dump(exclude={"layers"}))
+        width = WidthOptions.of(recipe.slice)
         if recipe.slice.layers:
             check_layers(config, path, DepthOptions(recipe.slice.layers))
-        if (width.feed_forward, width.hidden) != (1.0, 1.0):
+        if width.narrower:
             student = plan_sizes(config, path, width)[1]
     return student
 

@@ -119,8 +119,7 @@ def _dense(recipe: Recipe, student: str) -> Step:
         from edgekit.distill.reshape import make_dense
         from edgekit.sequences import FILE_NAME, read_sequences
 
-        values = section.model_dump(exclude={"warm_up"})
-        options = DenseOptions(**values, calibration_tokens=tokens, force=c.force)
+        options = DenseOptions.of(section, tokens, c.force)
         text = read_sequences(c.inputs["data"] / FILE_NAME)
         model = c.inputs[student]
         return make_dense(model, text, options, section.warm_up, c.out, c.scratch, c.progress)
@@ -138,7 +137,7 @@ def _slice(recipe: Recipe, student: str) -> Step:
         from edgekit.distill.slice_plan import WidthOptions
         from edgekit.sequences import FILE_NAME, read_sequences
 
-        width = WidthOptions(**section.model_dump(exclude={"layers"}))
+        width = WidthOptions.of(section)
         text = read_sequences(c.inputs["data"] / FILE_NAME)
         model = c.inputs[student]
         return slice_model(model, text, width, section.layers, c.out, c.scratch, c.progress)

@@ -198,11 +198,11 @@ def slice_model(
     from edgekit.errors import BadInputError
     from edgekit.estimate import require_model
 
-    if (feed_forward, hidden, layers) == (1.0, 1.0, 0):
+    width = WidthOptions(feed_forward, hidden, multiple_of)
+    if not (width.narrower or layers):
         raise BadInputError("nothing to slice; give --feed-forward, --hidden or --layers")
     progress = default_progress()
     teacher = resolve_model(model, progress)
-    width = WidthOptions(feed_forward, hidden, multiple_of)
     reshape.require_slices(teacher, width, layers)
     require_model(teacher, force)
     with (
