@@ -65,10 +65,9 @@ def require_splittable(params: DistillSection) -> None:
 
 
 def is_split(tensor: Tensor) -> bool:
-    """Whether this process has only a share of ``tensor``."""
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
+    """Whether this process has only a share of ``tensor``. Told by what a split one has: its class
+    is not imported where nothing is split, and not every torch has it."""
+    return hasattr(tensor, "device_mesh")
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -101,13 +100,15 @@ def split_like(value: Tensor, other: Tensor) -> Tensor:
 def clip(gradients: Iterable[Tensor], limit: float, processes: Processes) -> float:
     """Shorten gradients, of which some are split, to ``limit``; returns their norm before."""
     found = list(gradients)
-    device = processes.device
-    squares = {split: torch.zeros((), dtype=torch.float64, device=device) for split in (0, 1)}
+    of_split = torch.zeros((), dtype=torch.float64, device=processes.device)
+    of_whole = of_split.clone()
     for gradient in found:
-        own = gradient.to_local() if is_split(gradient) else gradient  # type: ignore[attr-defined]
-        squares[is_split(gradient)] += own.double().square().sum()
-    processes.add_up([squares[True]])
-    norm = float((squares[True] + squares[False]).sqrt())
+        if is_split(gradient):
+            of_split += gradient.to_local().double().square().sum()  # type: ignore[attr-defined]
+        else:
+            of_whole += gradient.double().square().sum()
+    processes.add_up([of_split])
+    norm = float((of_split + of_whole).sqrt())
     if norm > limit:
         for gradient in found:
             gradient.mul_(limit / (norm + ROUNDING))
