@@ -269,14 +269,13 @@ def _run(
 ) -> None:
     """Write the ``wanted`` ones of a worker's shards beside ``scratch``."""
     head = Head(opened, settings.vocab_size)
-    by_name = {shard.file: shard for shard in shards}
     groups = {shard.file: shard.sequences for shard in shards}
-    tokens = sum(by_name[name].tokens for name in wanted)
+    tokens = sum(len(s.tokens) for name in wanted for s in groups[name])
     with progress.task("capture the teacher's logits", tokens) as task:
         for name, states in final_states(opened, groups, wanted, running, scratch, task):
             targets = [
                 _targets(head, rows, sequence, settings, str(opened.path))
-                for rows, sequence in zip(states, by_name[name].sequences, strict=True)
+                for rows, sequence in zip(states, groups[name], strict=True)
             ]
             write_shard(scratch.with_name(name), targets, settings)
 

@@ -8,7 +8,6 @@ import torch
 from captures import captured, make_text
 
 from edgekit.cli.main import main
-from edgekit.distill import cache_write
 from edgekit.distill.cache import INDEX, LogitCache
 from edgekit.distill.cache_write import damaged_shards, id_bytes
 from edgekit.distill.collect import PassOptions
@@ -19,16 +18,6 @@ from edgekit.errors import BadInputError
 from edgekit.progress import Silent
 from edgekit.recipe import DistillSection
 from edgekit.sequences import FILE_NAME, TokenSequence, write_sequences
-
-
-@pytest.fixture
-def sequences(tmp_path):
-    return make_text(tmp_path / "sequences")
-
-
-@pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr(cache_write, "SHARD_TOKENS", 64)
 
 
 def teachers_logits(cache, teacher, number):

@@ -20,16 +20,6 @@ from edgekit.progress import Silent
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences, write_sequences
 
 
-@pytest.fixture
-def sequences(tmp_path):
-    return make_text(tmp_path / "sequences")
-
-
-@pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr(cache_write, "SHARD_TOKENS", 64)
-
-
 def test_workers_and_resumed_captures_give_the_same_bytes(
     tiny_mixtral, sequences, tmp_path, small_shards, monkeypatch
 ):

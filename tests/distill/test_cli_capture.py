@@ -6,7 +6,6 @@ import pytest
 from captures import make_text
 
 from edgekit.cli.main import main
-from edgekit.distill import cache_write
 from edgekit.distill import capture as capturing
 from edgekit.distill.cache import INDEX
 
@@ -29,11 +28,6 @@ def data(tmp_path):
     file = tmp_path / "data.txt"
     file.write_text(("The quick brown fox jumps over the lazy dog. " * 20 + "\n\n\n") * 9)
     return ["--data", file, *TEXT]
-
-
-@pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr(cache_write, "SHARD_TOKENS", 64)
 
 
 def test_a_directory_that_exists_is_refused_before_the_teacher_runs(

@@ -18,9 +18,9 @@ from edgekit.distill.evaluation import note_evaluation
 from edgekit.distill.loading import load_model
 from edgekit.distill.open_model import open_model
 from edgekit.distill.optimizers import make_optimizer, schedule
-from edgekit.distill.state import Evaluation, TrainingState
+from edgekit.distill.state import Evaluation, TrainingState, restore_state, save_state
 from edgekit.distill.train import training_digest
-from edgekit.distill.trainer import Trainer
+from edgekit.distill.trainer import NEVER, Trainer
 from edgekit.errors import BadInputError, MissingRuntimeError
 from edgekit.progress import Silent
 from edgekit.recipe import DistillSection, checked
@@ -281,6 +281,38 @@ def test_the_state_after_the_last_good_step_is_kept(student, cache, tmp_path, mo
     monkeypatch.undo()
     report, _ = healed(student, cache, tmp_path / "again", tmp_path / "scratch", **options)
     assert report.losses[:3] == [round(x, 5) for x in state.losses] and report.steps == 6
+
+
+def test_between_rounds_a_step_that_fails_keeps_nothing(student, cache, tmp_path, monkeypatch):
+    """It would be continued as the beginning of a round, with other weights."""
+    from edgekit.distill.losses import Loss
+
+    original = Loss.__call__
+    monkeypatch.setattr(Loss, "__call__", lambda *a: original(*a) * math.nan)
+    with pytest.raises(BadInputError, match=r"in step 1 .* train again from the beginning$"):
+        healed(student, cache, tmp_path / "out", tmp_path / "scratch", save_every=NEVER)
+    assert not (tmp_path / "scratch" / "state").exists()
+
+
+def test_the_only_state_is_there_until_the_next_is(student, tmp_path, monkeypatch):
+    """Killed between two renames, and once more in the next saving."""
+    directory = tmp_path / "state"
+    with open_model(student) as opened:
+        trainer = Trainer(opened, DistillSection(**OPTIONS), 512)
+        parts = trainer.parameters, trainer.optimizer
+        save_state(directory, TrainingState(step=3), *parts)
+        directory.rename(tmp_path / "state.old")
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "rename", killed)
+            save_state(directory, TrainingState(step=4), *parts)
+        assert restore_state(directory, *parts).step == 3
+        save_state(directory, TrainingState(step=4), *parts)
+        assert restore_state(directory, *parts).step == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
 def test_text_that_is_all_held_out_is_refused(student):
