@@ -30,7 +30,7 @@ from rich.table import Table
 from edgekit.distill.batches import batches
 from edgekit.distill.cache import CacheIndex, LogitCache
 from edgekit.distill.cache_write import finish_cache, plan_shards, write_shard
-from edgekit.distill.targets import SampledTargets, TeacherTargets, TopTargets, joined
+from edgekit.distill.targets import WHOLE, SampledTargets, TeacherTargets, TopTargets, joined
 from edgekit.distill.train import train
 from edgekit.progress import Silent
 from edgekit.recipe import DistillSection
@@ -39,7 +39,7 @@ from edgekit.sources import resolve_model
 
 Kind = Literal["sampled", "top_k"]
 VOCABULARY = 49_152  # SmolLM2's; ids take two bytes
-ENTRIES = 16  # drawn tokens of a position on average: 50 bytes
+KEPT, DRAWN = 6, 14  # tokens of a position on average: 50 bytes
 TOP_K = 64
 GOAL = 50
 
@@ -69,13 +69,16 @@ def random_targets(kind: Kind, rows: int, rng: np.random.Generator) -> TeacherTa
         ids = torch.from_numpy(rng.integers(0, VOCABULARY, (rows, TOP_K)))
         logprobs = torch.from_numpy(-rng.random((rows, TOP_K), np.float32) * 10)
         return TopTargets(ids, logprobs, torch.full((rows,), -3.0))
-    unique = rng.integers(1, 2 * ENTRIES, rows)
-    taken = np.arange(2 * ENTRIES) < unique[:, None]
+    kept, drawn = rng.integers(1, 2 * KEPT, (rows, 1)), rng.integers(1, 2 * DRAWN, (rows, 1))
+    place = np.arange(2 * (KEPT + DRAWN))
+    taken, own = place < kept + drawn, place < kept
     ids = np.sort(rng.integers(0, VOCABULARY, taken.shape), -1) * taken
-    counts = rng.integers(1, 20, taken.shape) * taken
+    shares = np.where(own, rng.integers(1, 20, taken.shape) / WHOLE, 0.0)
+    left = (1 - shares.sum(-1, keepdims=True)) / drawn
     return SampledTargets(
-        torch.from_numpy(ids), torch.from_numpy(counts.astype(np.float32)),
-        torch.from_numpy(rng.random(rows, np.float32)),
+        torch.from_numpy(ids),
+        torch.from_numpy((shares + left * (taken & ~own)).astype(np.float32)),
+        torch.from_numpy(own), torch.from_numpy(rng.random(rows, np.float32)),
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from edgekit.distill.losses import Loss
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.targets import (
     LOWEST,
+    Room,
     SampledTargets,
     TeacherTargets,
     TopTargets,
@@ -50,7 +51,7 @@ from edgekit.sequences import TokenSequence, sequences_digest
 TAUGHT, HELD_OUT = 400, 18  # sequences per domain
 STEP_TOKENS, RATE = 1280, 3e-3
 WRITTEN, WRITTEN_TOKENS = 32, 96  # what a student writes, for the teacher to judge
-FIXED, COUNT, HALF = 3, 1, 2  # bytes, as in a cache
+FIXED, SHARE, HALF = 4, 1, 2  # bytes, as in a cache
 FORWARD = Loss()
 Keep = Callable[[torch.Tensor, TokenSequence], TeacherTargets]
 
@@ -110,9 +111,9 @@ def drawn(size: int) -> Keep:
     """Draws as a cache of ``size`` bytes per token keeps them."""
 
     def keep(logits: torch.Tensor, sequence: TokenSequence) -> SampledTargets:
-        entries = (size - FIXED) / (id_bytes(logits.shape[-1]) + COUNT)
-        uniform = uniform_numbers(0, sequences_digest([sequence]), len(logits))
-        return sampled_targets(logits, entries, uniform)
+        width = id_bytes(logits.shape[-1])
+        uniform = uniform_numbers(0, sequences_digest([sequence]), len(logits), 2)
+        return sampled_targets(logits, Room(size - FIXED, width + SHARE, width), uniform)
 
     return keep
 
@@ -126,7 +127,7 @@ def independent(count: int) -> Keep:
         ids = torch.multinomial(logits.softmax(-1), count, replacement=True, generator=generator)
         logprobs = logits.log_softmax(-1)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return SampledTargets(ids, torch.ones_like(ids, dtype=torch.float32), entropy)
+        return SampledTargets.equal(ids, entropy)
 
     return keep
 
@@ -164,13 +165,16 @@ def size_of(targets: Sequence[TeacherTargets], vocab_size: int) -> float:
     first = targets[0]
     if isinstance(first, TopTargets):
         return first.ids.shape[1] * (width + HALF) + HALF
-    entries = [
-        len(torch.unique(row[count > 0]))
-        for t in targets[:40]
-        if isinstance(t, SampledTargets)
-        for row, count in zip(t.ids, t.counts, strict=True)
+    drawn = [t for t in targets[:40] if isinstance(t, SampledTargets)]
+    if not first.kept.any():  # independent draws: the different ones, and how often each came
+        unique = [len(torch.unique(row)) for t in drawn for row in t.ids]
+        return FIXED + statistics.mean(unique) * (width + SHARE)
+    sizes = [
+        row_sizes.item()
+        for t in drawn
+        for row_sizes in (width * (t.shares > 0) + SHARE * t.kept).sum(-1)
     ]
-    return FIXED + statistics.mean(entries) * (width + COUNT)
+    return FIXED + statistics.mean(sizes)
 
 
 def new_student(directory: Path, seed: int) -> Path:

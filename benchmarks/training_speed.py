@@ -78,7 +78,7 @@ class RandomTargets:
         """Draws for sequence ``number``."""
         draw = torch.Generator().manual_seed(number)
         ids = torch.randint(self.vocab_size, (LENGTH, DRAWN), generator=draw)
-        return SampledTargets(ids, torch.ones(LENGTH, DRAWN), torch.zeros(LENGTH))
+        return SampledTargets.equal(ids, torch.zeros(LENGTH))
 
 
 def measured(model: Path, way: str, threads: int) -> dict[str, Any]:

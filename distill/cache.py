@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit.checkpoint import read_json
-from edgekit.distill.targets import SampledTargets, TeacherTargets, TopTargets
+from edgekit.distill.targets import WHOLE, SampledTargets, TeacherTargets, TopTargets
 from edgekit.errors import BadInputError
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences, sequences_digest
 from edgekit.tensorfile import TensorFile, read_header
@@ -49,7 +49,7 @@ class CacheIndex(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["edgekit logit cache"] = "edgekit logit cache"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     teacher: str  # digest of the checkpoint, or the name of a served model
     tokenizer: str  # digest, see edgekit.distill.same_tokenizer
     vocab_size: int
@@ -115,29 +115,13 @@ class LogitCache:
         that of position t is the distribution of token t + 1."""
         shard, begin, end = self._place[number]
         file = self._open(shard.file)
-        if "unique" not in file.tensors:
+        if "kept" not in file.tensors:
             return TopTargets(
                 torch.from_numpy(token_ids(file.array("ids")[begin:end])),
                 torch.from_numpy(_floats(file, "logprobs", begin, end)),
                 torch.from_numpy(_floats(file, "tail", begin, end)),
             )
-        unique = file.array("unique")
-        first = int(unique[:begin].sum())
-        last = first + int(unique[begin:end].sum())
-        taken = np.arange(unique[begin:end].max(initial=1)) < unique[begin:end, None]
-
-        def padded(values: NDArray[Any]) -> torch.Tensor:
-            whole = np.zeros(taken.shape, values.dtype)  # ten times as fast as torch's
-            whole[taken] = values
-            return torch.from_numpy(whole)
-
-        kept = "logprobs" in file.tensors
-        return SampledTargets(
-            padded(token_ids(file.array("ids")[first:last])),
-            padded(_floats(file, "counts", first, last)),
-            torch.from_numpy(_floats(file, "entropy", begin, end)),
-            padded(_floats(file, "logprobs", first, last)) if kept else None,
-        )
+        return _drawn_targets(file, begin, end)
 
     def local(self, name: str) -> Path:
         """The file ``name`` of the cache on this machine."""
@@ -223,6 +207,35 @@ def token_ids(stored: NDArray[np.uint8]) -> NDArray[np.int64]:
     for place in range(1, stored.shape[-1]):
         ids |= stored[..., place].astype(np.int64) << (8 * place)
     return ids
+
+
+def _drawn_targets(file: TensorFile, begin: int, end: int) -> SampledTargets:
+    """Those of positions ``begin`` to ``end`` of a shard of draws."""
+    kept, drawn = (file.array(name) for name in ("kept", "drawn"))
+    first_kept, first = int(kept[:begin].sum()), int(kept[:begin].sum() + drawn[:begin].sum())
+    here, there = (values[begin:end, None].astype(np.int64) for values in (kept, drawn))
+    place = np.arange((here + there).max(initial=1))
+    own, taken = place < here, place < here + there
+    last_kept, last = first_kept + int(here.sum()), first + int((here + there).sum())
+
+    def padded(values: NDArray[Any], places: NDArray[np.bool_]) -> NDArray[Any]:
+        whole = np.zeros(places.shape, values.dtype)  # ten times as fast as torch's
+        whole[places] = values
+        return whole
+
+    shares = padded(_floats(file, "shares", first_kept, last_kept), own)
+    left = (WHOLE - shares.sum(-1, keepdims=True)) / np.maximum(there, 1)
+    shares = np.where(own | ~taken, shares, left.astype(np.float32)) / np.float32(WHOLE)
+    logprobs = None
+    if "logprobs" in file.tensors:
+        logprobs = torch.from_numpy(padded(_floats(file, "logprobs", first, last), taken))
+    return SampledTargets(
+        torch.from_numpy(padded(token_ids(file.array("ids")[first:last]), taken)),
+        torch.from_numpy(shares),
+        torch.from_numpy(own),
+        torch.from_numpy(_floats(file, "entropy", begin, end)),
+        logprobs,
+    )
 
 
 def _floats(file: TensorFile, name: str, begin: int, end: int) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgekit.atomic import PARTIAL, disk_errors, link_or_copy, write_json
 from edgekit.digests import file_sha256, json_digest
 from edgekit.distill.cache import INDEX, CacheIndex, CacheShard, LogitCache, is_whole
-from edgekit.distill.targets import SampledTargets, TeacherTargets, TopTargets
+from edgekit.distill.targets import WHOLE, SampledTargets, TeacherTargets, TopTargets
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress
 from edgekit.sequences import FILE_NAME, TokenSequence, sequences_digest, write_sequences
@@ -180,19 +180,26 @@ def _top_arrays(targets: Sequence[TopTargets], width: int) -> dict[str, NDArray[
 def _drawn_arrays(
     targets: Sequence[SampledTargets], width: int, probabilities: bool
 ) -> dict[str, NDArray[Any]]:
-    taken = [t.counts > 0 for t in targets]
+    kept = [t.kept for t in targets]
+    drawn = [(t.shares > 0) & ~t.kept for t in targets]
+    taken = [a | b for a, b in zip(kept, drawn, strict=True)]
 
-    def entries(values: Sequence[torch.Tensor]) -> torch.Tensor:
-        return torch.cat([v[m] for v, m in zip(values, taken, strict=True)])
+    def entries(values: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([v[m] for v, m in zip(values, masks, strict=True)])
 
+    def numbers(masks: Sequence[torch.Tensor]) -> NDArray[np.uint8]:
+        return torch.cat([m.sum(-1) for m in masks]).numpy().astype(np.uint8)
+
+    shares = entries([t.shares for t in targets], kept)
     arrays = {
-        "unique": torch.cat([m.sum(-1) for m in taken]).numpy().astype(np.uint8),
+        "kept": numbers(kept),
+        "drawn": numbers(drawn),
         "entropy": _halves(torch.cat([t.entropy for t in targets])),
-        "ids": _id_array(entries([t.ids for t in targets]), width),
-        "counts": entries([t.counts for t in targets]).numpy().astype(np.uint8),
+        "ids": _id_array(entries([t.ids for t in targets], taken), width),
+        "shares": (WHOLE * shares).round().numpy().astype(np.uint8),
     }
     if probabilities:
-        arrays["logprobs"] = _halves(entries([t.logprobs for t in targets]))
+        arrays["logprobs"] = _halves(entries([t.logprobs for t in targets], taken))
     return arrays
 
 

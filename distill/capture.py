@@ -34,6 +34,7 @@ from edgekit.distill.head import Head, require_finite
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.same_tokenizer import real_tokens, tokenizer_digest
 from edgekit.distill.targets import (
+    Room,
     TeacherTargets,
     joined,
     sampled_targets,
@@ -45,8 +46,8 @@ from edgekit.progress import Progress
 from edgekit.recipe import DistillSection
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences, sequences_digest
 
-FIXED_BYTES = 3  # of a drawn position: how many tokens, and the entropy
-COUNT_BYTES, HALF_BYTES = 1, 2
+FIXED_BYTES = 4  # of a drawn position: how many tokens of both kinds, and the entropy
+SHARE_BYTES, HALF_BYTES = 1, 2
 
 
 @dataclass(frozen=True)
@@ -208,21 +209,20 @@ def report_cache(directory: Path, index: CacheIndex) -> CaptureReport:
     )
 
 
-def entries_per_position(settings: CacheIndex) -> float:
-    """How many different tokens ``bytes_per_token`` hold.
+def position_room(settings: CacheIndex) -> Room:
+    """What ``bytes_per_token`` leaves to the tokens of a position.
 
     Raises:
         BadInputError: not one.
     """
-    entry = id_bytes(settings.vocab_size) + COUNT_BYTES
-    entry += HALF_BYTES if settings.probabilities else 0
-    entries = (settings.bytes_per_token - FIXED_BYTES) / entry
-    if entries < 1:
+    drawn = id_bytes(settings.vocab_size) + (HALF_BYTES if settings.probabilities else 0)
+    room = Room(settings.bytes_per_token - FIXED_BYTES, drawn + SHARE_BYTES, drawn)
+    if room.average < room.kept:
         raise BadInputError(
-            f"bytes_per_token {settings.bytes_per_token}: a drawn token takes {entry} bytes and "
-            f"{FIXED_BYTES} more a position; allow at least {FIXED_BYTES + entry}"
+            f"bytes_per_token {settings.bytes_per_token}: a token takes up to {room.kept} bytes "
+            f"and {FIXED_BYTES} more a position; allow at least {FIXED_BYTES + room.kept}"
         )
-    return entries
+    return room
 
 
 def capture_settings(teacher: Path, vocab_size: int, options: CaptureOptions) -> CacheIndex:
@@ -244,7 +244,7 @@ def capture_settings(teacher: Path, vocab_size: int, options: CaptureOptions) ->
         held_out=(),
     )
     if drawn:
-        entries_per_position(settings)
+        position_room(settings)
     return settings
 
 
@@ -288,16 +288,15 @@ def _targets(
     if sequence.counted is not None:
         hidden = hidden[torch.from_numpy(sequence.counted)]
     parts: list[TeacherTargets] = []
-    uniform = uniform_numbers(settings.seed, sequences_digest([sequence]), len(hidden))
+    uniform = uniform_numbers(settings.seed, sequences_digest([sequence]), len(hidden), 2)
     for rows in head.chunks(len(hidden)):
         logits = head.logits(hidden[rows])
         require_finite(logits, source)
         if settings.targets == "top_k" or sequence.held_out:
             parts.append(top_k_targets(logits, settings.top_k))
         else:
-            entries = entries_per_position(settings)
-            drawn = uniform[rows].to(logits.device)
-            parts.append(sampled_targets(logits, entries, drawn, settings.temperature))
+            room, numbers = position_room(settings), uniform[rows].to(logits.device)
+            parts.append(sampled_targets(logits, room, numbers, settings.temperature))
     return joined(parts).to(torch.device("cpu"))
 
 

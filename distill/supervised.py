@@ -63,7 +63,7 @@ class TextTargets:
         assert sequence.counted is not None
         following = sequence.tokens[1:][sequence.counted[:-1]].astype(np.int64)
         ids = torch.from_numpy(following)[:, None]
-        return SampledTargets(ids, torch.ones_like(ids, dtype=torch.float32), torch.zeros(len(ids)))
+        return SampledTargets.equal(ids, torch.zeros(len(ids)))
 
 
 class Tuned(BaseModel):

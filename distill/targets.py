@@ -2,28 +2,35 @@
 
 Two forms. The ``top_k`` most probable tokens and the mass of all others: exact where most of the
 mass is, a lower bound of every divergence. Or draws from the whole distribution (random sampling
-knowledge distillation, arXiv 2503.16870): each token's share of the draws is on average its
-probability, so the gradient of the cross-entropy is that of the whole distribution, on average.
+knowledge distillation, arXiv 2503.16870): each token's share is on average its probability, so the
+gradient of the cross-entropy is that of the whole distribution, on average.
 
-The draws of a position are systematic: one uniform number u, and the tokens in which the points
-(u + j) / N of the cumulated distribution lie, j < N. The expected share of a token is its
-probability, as with independent draws, but it differs from it by less than 1 / N, so the variance
-is smaller, and tokens of probability 1 / N and more are always there. The expected number of
-different tokens is Σ min(1, N p). Each position gets the largest N for which that is at most what
-it may take on disk: N depends on the teacher's distribution and not on what is drawn, so the mean
-stays right, and a position where few tokens matter is drawn exactly.
+Which tokens: those of probability 1 / N and more are kept, each with its own share; of the others,
+whose mass is m, ⌊m N⌋ are drawn (one at least), and have equal shares of what the kept ones leave.
+That is threshold sampling: no other way to keep a token with a chance of its own has less variance
+for the same expected number of tokens (Duffield, Lund, Thorup, IEEE Trans. Inf. Theory 51(5), 2005,
+section III). A position's sum of variances is about m / N, and one token more takes 1 / N² from it
+wherever it is kept, so N is one number for many positions: as large as the bytes allow that they
+may take together. A position where few tokens matter takes few, and leaves room to those where many
+do. N depends on the teacher's distributions and not on what is drawn, so the mean stays right.
+
+How: shares of kept tokens are 255ths, a byte. With one uniform number u they are the steps of
+⌊255 c + u⌋ over the cumulated probabilities c, which is right on average and less than 1 / 255 off.
+With another, v, the drawn tokens are those in which the points (v + j) m / k lie, j < k = ⌊m N⌋, of
+the others' cumulated mass: their chances are k p / m, and as p < 1 / N <= m / k none comes twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 LOWEST = -60.0  # log-probability of a tail that rounds to nothing; finite in float16
-MAX_DRAWS = 255  # of a position; counts are bytes
+WHOLE = 255  # what the shares of a position add up to; those of kept tokens are bytes
+MOST = 255  # of N, so that a kept token has a share, and a position's tokens are a byte's number
 
 
 @dataclass(frozen=True)
@@ -47,31 +54,46 @@ class TopTargets:
 
 @dataclass(frozen=True)
 class SampledTargets:
-    """Draws at each of T positions: at most U different tokens, the rest of a row counts 0."""
+    """Tokens that stand for the distribution at each of T positions, at most U: their ``shares``
+    add up to 1 and are on average the probabilities. The rest of a row has none."""
 
     ids: torch.Tensor  # int64 [T, U]
-    counts: torch.Tensor  # float32 [T, U], how often each was drawn
+    shares: torch.Tensor  # float32 [T, U]
+    kept: torch.Tensor  # bool [T, U], tokens with a share of their own; the others' are equal
     entropy: torch.Tensor  # float32 [T], of the whole distribution, nats
     logprobs: torch.Tensor | None = None  # float32 [T, U], the teacher's, where they were kept
 
+    @classmethod
+    def equal(cls, ids: torch.Tensor, entropy: torch.Tensor) -> SampledTargets:
+        """Independent draws ``ids`` [T, U]."""
+        shares = torch.full(ids.shape, 1 / ids.shape[1], device=ids.device)
+        return cls(ids, shares, torch.zeros_like(ids, dtype=torch.bool), entropy)
+
     def to(self, device: torch.device) -> SampledTargets:
         """The same on a device."""
-        kept = None if self.logprobs is None else self.logprobs.to(device)
-        return SampledTargets(
-            self.ids.to(device), self.counts.to(device), self.entropy.to(device), kept
-        )
-
-    @property
-    def shares(self) -> torch.Tensor:
-        """Of the draws, float32 [T, U]: on average the probabilities."""
-        return self.counts / self.counts.sum(-1, keepdim=True)
+        return self._each(lambda values: values.to(device))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, rows: slice) -> SampledTargets:
-        kept = None if self.logprobs is None else self.logprobs[rows]
-        return SampledTargets(self.ids[rows], self.counts[rows], self.entropy[rows], kept)
+        return self._each(lambda values: values[rows])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SampledTargets:
+        logprobs = None if self.logprobs is None else change(self.logprobs)
+        return SampledTargets(
+            change(self.ids), change(self.shares), change(self.kept), change(self.entropy), logprobs
+        )
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that the tokens of a position take on ``average`` at most, those of one that is
+    ``kept`` with its share, and of one that is ``drawn``."""
+
+    average: float
+    kept: int
+    drawn: int
 
 
 TeacherTargets = TopTargets | SampledTargets
@@ -87,54 +109,87 @@ def top_k_targets(logits: torch.Tensor, top_k: int) -> TopTargets:
 
 
 def sampled_targets(
-    logits: torch.Tensor, entries: float, uniform: torch.Tensor, temperature: float = 1.0
+    logits: torch.Tensor, room: Room, uniform: torch.Tensor, temperature: float = 1.0
 ) -> SampledTargets:
-    """Draw from each position of logits [T, V], on average at most ``entries`` different tokens.
+    """Keep and draw tokens of logits [T, V], as many as there is ``room`` for.
 
-    ``uniform`` float64 [T], in [0, 1), decides which. Tokens come out sorted by id.
+    ``uniform`` float64 [T, 2], in [0, 1), decides which. Kept ones come first; both sorted by id.
     """
     logprobs = (logits.float() / temperature).log_softmax(-1)
     probabilities = logprobs.double().exp()
     entropy = torch.special.entr(probabilities).sum(-1).float()
-    draws = most_draws(probabilities, entries)
-    edges = probabilities.cumsum(-1)
-    steps = torch.arange(int(draws.max()), device=logits.device)
-    # scaled by the whole mass, which rounding leaves a little off 1
-    points = (uniform[:, None] + steps) / draws[:, None] * edges[:, -1:]
+    draws = largest_draws(probabilities, room)
+    likely = probabilities >= 1 / draws
+    ids = _places(likely)
+    taken = torch.arange(ids.shape[1], device=ids.device) < likely.sum(-1, keepdim=True)
+    edges = torch.where(taken, probabilities.gather(-1, ids), 0.0).cumsum(-1)
+    others = torch.where(likely, 0.0, probabilities).cumsum(-1)
+    whole = edges[:, -1:] + others[:, -1:]  # rounding leaves it a little off 1
+    shares = _rounded(edges / whole, uniform[:, :1])
+    left = WHOLE - shares.sum(-1, keepdim=True)
+    count = (others[:, -1:] / whole * draws).floor().clamp(min=1) * (left > 0)
+    drawn, valid = _systematic(others, count, uniform[:, 1:])
+    ids = torch.cat([ids, drawn], -1)
+    shares = torch.cat([shares, torch.where(valid, left / count, 0.0)], -1) / WHOLE
+    kept = torch.cat([taken, torch.zeros_like(valid)], -1) & (shares > 0)
+    return SampledTargets(ids, shares.float(), kept, entropy, logprobs.gather(-1, ids))
+
+
+def largest_draws(probabilities: torch.Tensor, room: Room) -> int:
+    """The largest N, 1 to 255, with which positions [T, V] take no more than ``room`` allows.
+
+    float64, so that sums over the vocabulary are good for it.
+    """
+    row, token = (probabilities >= 1 / MOST).nonzero(as_tuple=True)
+    likely = probabilities[row, token]
+    level = (1 / likely).ceil().long().clamp(max=MOST)  # the smallest N that keeps the token
+    table = probabilities.new_zeros(2, len(probabilities), MOST + 1)
+    table[0].index_put_((row, level), torch.ones_like(likely), accumulate=True)
+    table[1].index_put_((row, level), likely, accumulate=True)
+    kept, mass = table.cumsum(-1)
+    rest = (probabilities.sum(-1, keepdim=True) - mass).clamp(min=0.0)
+    numbers = torch.arange(MOST + 1, device=probabilities.device)
+    drawn = (rest * numbers).floor()
+    # of fewer than one, one comes where rounding leaves it a share
+    drawn = torch.where(drawn < 1, (WHOLE * rest).clamp(max=1.0), drawn)
+    taken = (room.kept * kept + room.drawn * drawn).mean(0)
+    fits = (taken[1:] <= room.average).nonzero()
+    return int(fits[-1]) + 1 if len(fits) else 1
+
+
+def _places(mask: torch.Tensor) -> torch.Tensor:
+    """Where rows [T, V] are true, in order: int64 [T, at least 1], padded by 0."""
+    row, column = mask.nonzero(as_tuple=True)
+    found = column.new_zeros(len(mask), max(1, int(mask.sum(-1).max())))
+    place = mask.cumsum(-1)[row, column] - 1
+    found[row, place] = column
+    return found
+
+
+def _rounded(edges: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """How many 255ths lie between ``edges`` [T, K] of cumulated probabilities, on average as many
+    as there are: float64 whole numbers [T, K]."""
+    points = (WHOLE * edges + uniform).floor().clamp(max=WHOLE)
+    return points.diff(dim=-1, prepend=torch.zeros_like(points[:, :1]))
+
+
+def _systematic(
+    edges: torch.Tensor, count: torch.Tensor, uniform: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places in cumulated masses [T, V] of ``count`` [T, 1] points at equal distances: int64
+    [T, at least 1], and which of them count."""
+    steps = torch.arange(max(1, int(count.max())), device=edges.device)
+    points = (uniform + steps) / count.clamp(min=1) * edges[:, -1:]
     below = torch.nextafter(edges[:, -1:], torch.zeros_like(edges[:, -1:]))  # may round up to it
     found = torch.searchsorted(edges, torch.minimum(points, below), right=True)
-    ids, counts = _counted(found, steps < draws[:, None])
-    return SampledTargets(ids, counts, entropy, logprobs.gather(-1, ids))
+    valid = steps < count
+    return torch.where(valid, found, 0), valid
 
 
-def most_draws(probabilities: torch.Tensor, entries: float) -> torch.Tensor:
-    """The largest N of each row [T, V] with Σ min(1, N p) <= ``entries``: int64 [T] in 1..255."""
-    low = torch.ones(len(probabilities), dtype=torch.int64, device=probabilities.device)
-    high = torch.full_like(low, MAX_DRAWS)
-    while bool((low < high).any()):
-        middle = (low + high + 1) // 2
-        expected = (probabilities * middle[:, None]).clamp_(max=1.0).sum(-1)
-        low = torch.where(expected <= entries, middle, low)
-        high = torch.where(expected <= entries, high, middle - 1)
-    return low
-
-
-def _counted(found: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Different values of the ``valid`` first ones of sorted rows [T, N], and how often each comes:
-    both [T, U], padded by 0."""
-    first = valid.clone()
-    first[:, 1:] &= found[:, 1:] != found[:, :-1]
-    place = first.cumsum(-1) - 1
-    shape = len(found), int(place.max()) + 1
-    counts = torch.zeros(shape, device=found.device).scatter_add_(-1, place, valid.float())
-    ids = found.new_zeros(shape).scatter_add_(-1, place, torch.where(first, found, 0))
-    return ids, counts
-
-
-def uniform_numbers(seed: int, key: str, count: int) -> torch.Tensor:
-    """Float64 [count] in [0, 1), the same for one seed and key whoever asks and in what order."""
+def uniform_numbers(seed: int, key: str, *shape: int) -> torch.Tensor:
+    """Float64 [shape] in [0, 1), the same for one seed and key whoever asks and in what order."""
     words = np.frombuffer(bytes.fromhex(key), np.uint32).tolist()
-    return torch.from_numpy(np.random.default_rng((seed, *words)).random(count))
+    return torch.from_numpy(np.random.default_rng((seed, *words)).random(shape))
 
 
 def joined(parts: Sequence[TeacherTargets]) -> TeacherTargets:
@@ -151,7 +206,8 @@ def joined(parts: Sequence[TeacherTargets]) -> TeacherTargets:
     kept = [part.logprobs for part in drawn if part.logprobs is not None]
     return SampledTargets(
         _below_another([t.ids for t in drawn], width),
-        _below_another([t.counts for t in drawn], width),
+        _below_another([t.shares for t in drawn], width),
+        _below_another([t.kept for t in drawn], width),
         torch.cat([t.entropy for t in drawn]),
         _below_another(kept, width) if kept else None,
     )

@@ -166,7 +166,7 @@ class DistillSection(TrainingOptions):
         "which teach as all of it would on average, or its most probable tokens and their rest",
     )
     bytes_per_token: int = Field(
-        50, ge=6, le=2000, description="size of sampled targets on disk, on average at most"
+        50, ge=7, le=2000, description="size of sampled targets on disk, on average at most"
     )
     top_k: int = Field(
         64, ge=1, le=4096,

@@ -1,6 +1,7 @@
 """Draws and their statistics, and the cache's round trip."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,13 +12,13 @@ from edgekit.cli.main import main
 from edgekit.distill.cache import INDEX, LogitCache
 from edgekit.distill.cache_write import damaged_shards, id_bytes
 from edgekit.distill.collect import PassOptions
-from edgekit.distill.targets import most_draws, sampled_targets, uniform_numbers
+from edgekit.distill.targets import Room, largest_draws, sampled_targets, uniform_numbers
 from edgekit.distill.teacher import teacher_logits
 from edgekit.distill.train import train, training_digest
 from edgekit.errors import BadInputError
 from edgekit.progress import Silent
 from edgekit.recipe import DistillSection
-from edgekit.sequences import FILE_NAME, TokenSequence, write_sequences
+from edgekit.sequences import FILE_NAME, TokenSequence, sequences_digest, write_sequences
 
 
 def teachers_logits(cache, teacher, number):
@@ -25,32 +26,84 @@ def teachers_logits(cache, teacher, number):
     return logits[:, : cache.vocab_size]
 
 
-def test_counts_differ_from_their_mean_by_less_than_one():
+ROOM = Room(46.0, 3, 2)
+
+
+def dense(targets, vocab_size):
+    """Shares [T, V]."""
+    return torch.zeros(len(targets), vocab_size).scatter_add(-1, targets.ids, targets.shares)
+
+
+def mixed_distributions():
+    """Peaked and flat ones."""
     generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(64, 500, generator=generator)
-    uniform = torch.rand(64, generator=generator, dtype=torch.float64)
-    targets = sampled_targets(logits, 12.0, uniform)
-    counts = torch.zeros(64, 500).scatter_add(-1, targets.ids, targets.counts)
-    draws = counts.sum(-1, keepdim=True)
-    assert ((counts - draws * logits.softmax(-1)).abs() < 1).all()
-    assert torch.equal(draws[:, 0].long(), most_draws(logits.double().softmax(-1), 12.0))
+    scales = torch.linspace(0.5, 8, 64)[:, None]
+    logits = scales * torch.randn(64, 500, generator=generator)
+    return logits, torch.rand(64, 2, generator=generator, dtype=torch.float64)
+
+
+def test_likely_tokens_are_kept_and_the_others_stand_for_equal_shares():
+    logits, uniform = mixed_distributions()
+    targets, p = sampled_targets(logits, ROOM, uniform), logits.double().softmax(-1)
+    draws = largest_draws(p, ROOM)
+    shares, likely = dense(targets, 500), p >= 1 / draws
+    assert ((shares - p).abs()[likely] < 1 / 255).all()  # so none of them is missing
+    torch.testing.assert_close(shares.sum(-1), torch.ones(64))
+    for t in range(64):
+        taken = targets.shares[t] > 0
+        assert torch.equal(targets.ids[t][targets.kept[t]], likely[t].nonzero()[:, 0])
+        others = targets.shares[t][taken & ~targets.kept[t]]
+        mass = float(p[t][~likely[t]].sum())
+        if len(others):
+            assert others.max() == others.min()
+            assert len(others) == max(1, math.floor(mass * draws + 1e-9))
+            assert float(others.sum()) == pytest.approx(mass, abs=1 / 255)
+        assert len(set(targets.ids[t][taken].tolist())) == int(taken.sum())  # none twice
     expected = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
     torch.testing.assert_close(targets.entropy, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_as_many_draws_as_the_entries_allow():
-    flat = torch.full((1, 64), 1 / 64)
-    assert most_draws(flat, 12.0).item() == 12
-    peaked = torch.tensor([[0.97, 0.01, 0.01, 0.01]])
-    assert most_draws(peaked, 4.0).item() == 255
-    assert most_draws(peaked, 2.0).item() == 33  # 1 + 3 * 33 * 0.01 <= 2 < 1 + 3 * 34 * 0.01
+def test_the_positions_take_together_what_they_may_and_no_more():
+    logits, uniform = mixed_distributions()
+    targets = sampled_targets(logits, ROOM, uniform)
+    taken = ROOM.drawn * (targets.shares > 0) + (ROOM.kept - ROOM.drawn) * targets.kept
+    sizes = taken.sum(-1).double()
+    assert 0.97 * ROOM.average < sizes.mean() < 1.01 * ROOM.average
+    assert sizes.min() < 0.2 * ROOM.average and sizes.max() > 2 * ROOM.average
+
+
+def test_as_large_a_number_of_draws_as_there_is_room_for():
+    flat = torch.full((1, 64), 1 / 64, dtype=torch.float64)
+    assert largest_draws(flat, Room(25, 3, 2)) == 12  # 12 of 64, two bytes each
+    assert largest_draws(flat, Room(191, 3, 2)) == 63
+    assert largest_draws(flat, Room(192, 3, 2)) == 255  # all are kept
+    peaked = torch.tensor([[0.97, 0.01, 0.01, 0.01]], dtype=torch.float64)
+    assert largest_draws(peaked, Room(12, 3, 2)) == 255
+    assert largest_draws(peaked, Room(8, 3, 2)) == 99  # from 100 on the others are kept as well
+    assert largest_draws(peaked, Room(6, 3, 2)) == 66  # from 67 on two of them are drawn
+    # the flat one has what the peaked one leaves: 5 and 13 bytes
+    both = torch.cat([torch.nn.functional.pad(peaked, (0, 60)), flat])
+    assert largest_draws(both, Room(9, 3, 2)) == 6
+
+
+def test_the_variance_is_less_than_that_of_as_many_bytes_at_every_position():
+    """Against the least number of bytes that each position of its own could be given."""
+    logits, _ = mixed_distributions()
+    p = logits.double().softmax(-1)
+
+    def variance(row, draws):
+        return float(torch.where(row < 1 / draws, row / draws - row * row, 0.0).sum())
+
+    together = sum(variance(row, largest_draws(p, ROOM)) for row in p)
+    alone = sum(variance(row, largest_draws(row[None], ROOM)) for row in p)
+    assert together < 0.7 * alone
 
 
 def test_uniform_numbers_depend_on_seed_and_text_alone():
-    first = uniform_numbers(1, "ab" * 32, 5)
-    assert torch.equal(first, uniform_numbers(1, "ab" * 32, 9)[:5])
-    assert not torch.equal(first, uniform_numbers(2, "ab" * 32, 5))
-    assert not torch.equal(first, uniform_numbers(1, "ac" * 32, 5))
+    first = uniform_numbers(1, "ab" * 32, 5, 2)
+    assert torch.equal(first, uniform_numbers(1, "ab" * 32, 9, 2)[:5])
+    assert not torch.equal(first, uniform_numbers(2, "ab" * 32, 5, 2))
+    assert not torch.equal(first, uniform_numbers(1, "ac" * 32, 5, 2))
 
 
 @pytest.mark.parametrize("mode", ["whole", "streamed"])
@@ -76,10 +129,11 @@ def test_drawn_targets_come_back_as_they_were_drawn(tiny_mixtral, sequences, tmp
     for number in training:
         logits = teachers_logits(cache, tiny_mixtral, number)
         targets = cache.targets(number)
-        drawn = torch.zeros_like(logits).scatter_add(-1, targets.ids, targets.counts)
-        expected = drawn.sum(-1, keepdim=True) * logits.softmax(-1)
-        assert ((drawn - expected).abs() < 1.001).all()
-        taken = targets.counts > 0
+        again = sampled_targets(logits, Room(46, 5, 4), uniform_numbers(
+            0, sequences_digest([cache.sequences[number]]), len(logits), 2))  # fmt: skip
+        assert torch.equal(dense(targets, 512) > 0, dense(again, 512) > 0)
+        torch.testing.assert_close(dense(targets, 512), dense(again, 512))
+        taken = targets.shares > 0
         exact = logits.log_softmax(-1).gather(-1, targets.ids)
         torch.testing.assert_close(targets.logprobs[taken], exact[taken], atol=6e-3, rtol=0)
         whole = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
@@ -208,7 +262,7 @@ def test_a_cache_is_read_through_fsspec(tiny_mixtral, sequences, tmp_path):
     store.put(str(out), "/bucket/cache", recursive=True)
     local, remote = LogitCache(out), LogitCache("memory://bucket/cache")
     assert torch.equal(local.targets(3).ids, remote.targets(3).ids)
-    assert torch.equal(local.targets(3).counts, remote.targets(3).counts)
+    assert torch.equal(local.targets(3).shares, remote.targets(3).shares)
     for address, reason in (("memory://bucket/other", "index.json"), ("nowhere://x", "nowhere")):
         with pytest.raises(BadInputError, match=rf"{address}/index.json: cannot be .*{reason}"):
             LogitCache(address)

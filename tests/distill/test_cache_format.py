@@ -74,10 +74,10 @@ def agree(cache, reader):
         assert ("logprobs" in taught) == (targets.logprobs is not None)
         for t in range(len(targets)):
             entries = slice(taught["first"][t], taught["first"][t + 1])
-            kept = targets.counts[t] > 0
-            for name in ("ids", "counts", "logprobs")[: 2 + opened.index.probabilities]:
-                np.testing.assert_array_equal(
-                    taught[name][entries], getattr(targets, name)[t][kept].numpy()
+            taken = targets.shares[t] > 0
+            for name in ("ids", "shares", "logprobs")[: 2 + opened.index.probabilities]:
+                np.testing.assert_allclose(
+                    taught[name][entries], getattr(targets, name)[t][taken].numpy(), rtol=1e-6
                 )
 
 
@@ -131,20 +131,26 @@ def half(*values):
 
 
 def test_the_bytes_of_draws_by_hand(tmp_path, tiny_mixtral):
-    """Two positions; token 66,000 takes three bytes: 66000 = 1 * 65536 + 1 * 256 + 208."""
+    """Two positions, of a share of its own and two equal ones, and of one that is all.
+
+    Token 66,000 takes three bytes: 66000 = 1 * 65536 + 1 * 256 + 208.
+    """
     settings = capture_settings(tiny_mixtral, 512, CaptureOptions(probabilities=True))
     settings = settings.model_copy(update={"vocab_size": 70_000})
     targets = SampledTargets(
-        torch.tensor([[2, 66_000], [5, 0]]), torch.tensor([[3.0, 1.0], [200.0, 0.0]]),
-        torch.tensor([0.5, 0.25]), torch.tensor([[-0.5, -2.0], [-0.25, 0.0]]),
+        torch.tensor([[7, 2, 66_000], [5, 0, 0]]),
+        torch.tensor([[205 / 255, 25 / 255, 25 / 255], [1.0, 0.0, 0.0]]),
+        torch.tensor([[True, False, False], [True, False, False]]),
+        torch.tensor([0.5, 0.25]), torch.tensor([[-0.25, -3.0, -2.0], [-0.125, 0.0, 0.0]]),
     )  # fmt: skip
     write_shard(tmp_path / "shard", [targets], settings)
     assert bytes_of(tmp_path / "shard") == {
-        "unique": ("U8", [2], bytes([2, 1])),
+        "kept": ("U8", [2], bytes([1, 1])),
+        "drawn": ("U8", [2], bytes([2, 0])),
         "entropy": ("F16", [2], half(0.5, 0.25)),
-        "ids": ("U8", [3, 3], bytes([2, 0, 0, 208, 1, 1, 5, 0, 0])),
-        "counts": ("U8", [3], bytes([3, 1, 200])),
-        "logprobs": ("F16", [3], half(-0.5, -2.0, -0.25)),
+        "ids": ("U8", [4, 3], bytes([7, 0, 0, 2, 0, 0, 208, 1, 1, 5, 0, 0])),
+        "shares": ("U8", [2], bytes([205, 255])),
+        "logprobs": ("F16", [4], half(-0.25, -3.0, -2.0, -0.125)),
     }
 
 

@@ -226,8 +226,8 @@ def test_a_teacher_that_gives_no_numbers_is_refused(tiny_qwen3_moe, sequences, t
 
 
 def test_too_few_bytes_for_a_token_are_refused(tiny_mixtral, sequences, tmp_path):
-    with pytest.raises(BadInputError, match="allow at least 6"):
-        captured(tiny_mixtral, sequences, tmp_path / "cache", bytes_per_token=5)
+    with pytest.raises(BadInputError, match="allow at least 7"):
+        captured(tiny_mixtral, sequences, tmp_path / "cache", bytes_per_token=6)
 
 
 def test_a_full_disk_leaves_no_half_shard(tiny_mixtral, sequences, tmp_path, monkeypatch):

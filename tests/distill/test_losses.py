@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from edgekit.distill.head import Head
 from edgekit.distill.losses import IGNORED, Loss
 from edgekit.distill.open_model import open_model
-from edgekit.distill.targets import sampled_targets, top_k_targets
+from edgekit.distill.targets import Room, sampled_targets, top_k_targets
 from edgekit.errors import BadInputError
 
 VOCABULARY = 50
@@ -91,8 +92,9 @@ def test_draws_are_unbiased_in_value_and_gradient(name):
     teacher, student = (1.5 * torch.randn(20, generator=generator) for _ in range(2))
     count = 20_000
     rows = student.expand(count, -1).clone().requires_grad_()
-    uniform = torch.rand(count, generator=generator, dtype=torch.float64)
-    targets = sampled_targets(teacher.expand(count, -1), 5.0, uniform)
+    uniform = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    targets = sampled_targets(teacher.expand(count, -1), Room(12, 3, 2), uniform)
+    assert targets.kept.any() and not targets.kept.all()
     values = Loss(name).of_targets(rows, targets)
     values.sum().backward()
     exact = student.double().requires_grad_()
@@ -117,8 +119,8 @@ def test_naive_top_k_would_be_biased(logits):
 
 def test_draws_without_probabilities_carry_forward_kl_only(logits):
     teacher, student = logits
-    drawn = sampled_targets(teacher, 8.0, torch.full((7,), 0.5, dtype=torch.float64))
-    bare = type(drawn)(drawn.ids, drawn.counts, drawn.entropy)
+    drawn = sampled_targets(teacher, Room(20, 3, 2), torch.full((7, 2), 0.5, dtype=torch.float64))
+    bare = replace(drawn, logprobs=None)
     assert torch.isfinite(Loss().of_targets(student, bare)).all()
     with pytest.raises(BadInputError, match=r"reverse_kl needs .* --loss reverse_kl"):
         Loss("reverse_kl").of_targets(student, bare)
@@ -154,8 +156,9 @@ def test_a_temperature_softens_both_distributions_and_keeps_the_gradients_size(l
 def test_draws_at_a_temperature_are_of_the_softened_teacher():
     generator = torch.Generator().manual_seed(2)
     teacher, student = (2 * torch.randn(20, generator=generator) for _ in range(2))
-    uniform = torch.rand(20_000, generator=generator, dtype=torch.float64)
-    targets = sampled_targets(teacher.expand(20_000, -1), 5.0, uniform, temperature=2.0)
+    uniform = torch.rand(20_000, 2, generator=generator, dtype=torch.float64)
+    room = Room(12, 3, 2)
+    targets = sampled_targets(teacher.expand(20_000, -1), room, uniform, temperature=2.0)
     values = Loss(temperature=2.0).of_targets(student.expand(20_000, -1), targets)
     expected = 4 * kl((teacher / 2).softmax(-1), (student / 2).softmax(-1))
     assert abs(values.mean() - expected) < 5 * values.std() / math.sqrt(20_000)
@@ -190,8 +193,10 @@ def test_the_head_in_chunks_gives_the_gradients_of_the_whole(tiny_qwen3_moe):
 def test_a_token_without_probability_is_never_drawn():
     """Also where a number is so close to 1 that it rounds to the end of the distribution."""
     logits = torch.tensor([[1.0, 0.5, -torch.inf, 0.2, -torch.inf]]).expand(1000, -1)
-    uniform = torch.full((1000,), 1 - 2**-53, dtype=torch.float64)
-    drawn = sampled_targets(logits, 2.0, uniform)
-    assert set(drawn.ids[drawn.counts > 0].tolist()) <= {0, 1, 3}
+    uniform = torch.full((1000, 2), 1 - 2**-53, dtype=torch.float64)
+    for average in (3, 6, 9):
+        drawn = sampled_targets(logits, Room(average, 3, 2), uniform)
+        assert set(drawn.ids[drawn.shares > 0].tolist()) <= {0, 1, 3}
+        torch.testing.assert_close(drawn.shares.sum(-1), torch.ones(1000))
     t = logits[0, [0, 1, 3]].softmax(-1)
     assert drawn.entropy[0].item() == pytest.approx(-(t * t.log()).sum().item(), rel=1e-5)
