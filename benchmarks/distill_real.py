@@ -1,7 +1,7 @@
 """What a real student learns from sampled targets, top-k targets and whole distributions.
 
     python benchmarks/distill_real.py TEACHER STUDENT SEQUENCES [--steps 60] [--seeds 3]
-        [--trainable router norms attention] [--json FILE]
+        [--trainable router norms attention] [--learning-rate 3e-4] [--json FILE]
 
 TEACHER and STUDENT are checkpoints with one tokenizer, such as the demo's teacher and its pruned
 student; SEQUENCES has their text, as of a build's step "data". Every row trains the same parts of
@@ -34,7 +34,7 @@ from edgekit.progress import Silent, default_progress
 from edgekit.recipe import DistillSection, checked
 from edgekit.sequences import FILE_NAME, TokenSequence, read_sequences
 
-BATCH_TOKENS, RATE = 256, 3e-4
+BATCH_TOKENS = 256
 PER_DOMAIN = 4  # held-out sequences
 
 
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trainable", nargs="+", default=["router", "norms", "attention"])
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     every = read_sequences(arguments.sequences / FILE_NAME)
@@ -106,7 +107,7 @@ def main() -> None:
     exact = Way("whole distribution", whole, FORWARD)
     judge = FromLogits(held_out, logits[len(text) :], exact, vocabulary)
     params = checked(
-        DistillSection, steps=arguments.steps, batch_tokens=BATCH_TOKENS, learning_rate=RATE,
+        DistillSection, steps=arguments.steps, batch_tokens=BATCH_TOKENS, learning_rate=arguments.learning_rate,
         trainable=tuple(arguments.trainable),
     )  # fmt: skip
     none = params.model_copy(update={"steps": 0})

@@ -29,8 +29,8 @@ from edgekit.tensorfile import TensorFileWriter, TensorInfo
 SHARD_TOKENS = 1 << 15
 
 # what a shard's bytes depend on beside its sequences
-SETTINGS = ("teacher", "tokenizer", "vocab_size", "temperature", "targets", "bytes_per_token",
-            "probabilities", "seed")  # fmt: skip
+SETTINGS = ("version", "teacher", "tokenizer", "vocab_size", "temperature", "targets",
+            "bytes_per_token", "probabilities", "seed")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,8 @@ def test_names_and_digests_are_those_of_the_manual(tiny_mixtral, text, tmp_path,
     index = json.loads((cache / INDEX).read_text())
     sequences = read_sequences(cache / FILE_NAME)
     assert index["sequences"] == text_digest(sequences)
-    names = ("teacher", "tokenizer", "vocab_size", "temperature", "targets", "bytes_per_token",
-             "probabilities", "seed")  # fmt: skip
+    names = ("version", "teacher", "tokenizer", "vocab_size", "temperature", "targets",
+             "bytes_per_token", "probabilities", "seed")  # fmt: skip
     for split, kind in (("training", {}), ("held_out", {"top_k": 9})):
         rest = [s for s in sequences if s.held_out == (split == "held_out")]
         for shard in index[split]:
