@@ -107,8 +107,8 @@ def main() -> None:
     exact = Way("whole distribution", whole, FORWARD)
     judge = FromLogits(held_out, logits[len(text) :], exact, vocabulary)
     params = checked(
-        DistillSection, steps=arguments.steps, batch_tokens=BATCH_TOKENS, learning_rate=arguments.learning_rate,
-        trainable=tuple(arguments.trainable),
+        DistillSection, steps=arguments.steps, batch_tokens=BATCH_TOKENS,
+        learning_rate=arguments.learning_rate, trainable=tuple(arguments.trainable),
     )  # fmt: skip
     none = params.model_copy(update={"steps": 0})
     before = kl_after(arguments.student, judge, judge, none)

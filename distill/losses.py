@@ -6,8 +6,8 @@ outcome more into which all others are lumped: by the log-sum inequality a lower
 and exact when the kept tokens are the vocabulary. At temperature 1, that is: the mass of the others
 does not say what they would have softened, so training refuses another. Leaving the tail out would
 teach the student to put no mass there (biased, arXiv 2503.16870). From draws i of the teacher, the
-sum of terms is the mean of term(i) / t(i): unbiased, whatever the divergence, though of a larger
-variance where the student has much mass that the teacher has not.
+sum of terms is the mean of term(i) / t(i), weighted by their shares: unbiased, whatever the
+divergence, though of a larger variance where the student has much mass that the teacher has not.
 
 | divergence | term | source |
 |---|---|---|

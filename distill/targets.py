@@ -6,18 +6,20 @@ knowledge distillation, arXiv 2503.16870): each token's share is on average its 
 gradient of the cross-entropy is that of the whole distribution, on average.
 
 Which tokens: those of probability 1 / N and more are kept, each with its own share; of the others,
-whose mass is m, ⌊m N⌋ are drawn (one at least), and have equal shares of what the kept ones leave.
-That is threshold sampling: no other way to keep a token with a chance of its own has less variance
-for the same expected number of tokens (Duffield, Lund, Thorup, IEEE Trans. Inf. Theory 51(5), 2005,
-section III). A position's sum of variances is about m / N, and one token more takes 1 / N² from it
-wherever it is kept, so N is one number for many positions: as large as the bytes allow that they
-may take together. A position where few tokens matter takes few, and leaves room to those where many
-do. N depends on the teacher's distributions and not on what is drawn, so the mean stays right.
+whose mass is m, ⌊m N⌋ are drawn (one, where that is none), and have equal shares of what the kept
+ones leave. That is close to threshold sampling, which of all ways to give each token a chance has
+the least variance for an expected number of tokens (Duffield, Lund, Thorup, IEEE Trans. Inf. Theory
+51(5), 2005, section III). A position's sum of variances is about m / N, and one token more takes
+1 / N² from it wherever it is, so N is one number for many positions: as large as the bytes allow
+that they may take together. A position where few tokens matter takes few, and leaves room to those
+where many do. N depends on the teacher's distributions and not on what is drawn, so the mean stays
+right.
 
 How: shares of kept tokens are 255ths, a byte. With one uniform number u they are the steps of
 ⌊255 c + u⌋ over the cumulated probabilities c, which is right on average and less than 1 / 255 off.
 With another, v, the drawn tokens are those in which the points (v + j) m / k lie, j < k = ⌊m N⌋, of
 the others' cumulated mass: their chances are k p / m, and as p < 1 / N <= m / k none comes twice.
+Where m is less than 1 / 255, one comes with a chance of 255 m: when the kept ones leave a 255th.
 """
 
 from __future__ import annotations
@@ -123,7 +125,7 @@ def sampled_targets(
     ids = _places(likely)
     taken = torch.arange(ids.shape[1], device=ids.device) < likely.sum(-1, keepdim=True)
     edges = torch.where(taken, probabilities.gather(-1, ids), 0.0).cumsum(-1)
-    others = torch.where(likely, 0.0, probabilities).cumsum(-1)
+    others = torch.where(likely, 0.0, probabilities).cumsum_(-1)
     whole = edges[:, -1:] + others[:, -1:]  # rounding leaves it a little off 1
     shares = _rounded(edges / whole, uniform[:, :1])
     left = WHOLE - shares.sum(-1, keepdim=True)
@@ -132,7 +134,8 @@ def sampled_targets(
     ids = torch.cat([ids, drawn], -1)
     shares = torch.cat([shares, torch.where(valid, left / count, 0.0)], -1) / WHOLE
     kept = torch.cat([taken, torch.zeros_like(valid)], -1) & (shares > 0)
-    return SampledTargets(ids, shares.float(), kept, entropy, logprobs.gather(-1, ids))
+    found = torch.where(shares > 0, logprobs.gather(-1, ids), 0.0)
+    return SampledTargets(ids, shares.float(), kept, entropy, found)
 
 
 def largest_draws(probabilities: torch.Tensor, room: Room) -> int:
@@ -147,7 +150,7 @@ def largest_draws(probabilities: torch.Tensor, room: Room) -> int:
     table[0].index_put_((row, level), torch.ones_like(likely), accumulate=True)
     table[1].index_put_((row, level), likely, accumulate=True)
     kept, mass = table.cumsum(-1)
-    rest = (probabilities.sum(-1, keepdim=True) - mass).clamp(min=0.0)
+    rest = (1 - mass / probabilities.sum(-1, keepdim=True)).clamp(min=0.0)
     numbers = torch.arange(MOST + 1, device=probabilities.device)
     drawn = (rest * numbers).floor()
     # of fewer than one, one comes where rounding leaves it a share
@@ -160,8 +163,9 @@ def largest_draws(probabilities: torch.Tensor, room: Room) -> int:
 def _places(mask: torch.Tensor) -> torch.Tensor:
     """Where rows [T, V] are true, in order: int64 [T, at least 1], padded by 0."""
     row, column = mask.nonzero(as_tuple=True)
-    found = column.new_zeros(len(mask), max(1, int(mask.sum(-1).max())))
-    place = mask.cumsum(-1)[row, column] - 1
+    size = mask.sum(-1)
+    place = torch.arange(len(row), device=row.device) - (size.cumsum(0) - size)[row]
+    found = column.new_zeros(len(mask), max(1, int(size.max())))
     found[row, place] = column
     return found
 

@@ -45,7 +45,7 @@ def read_sequences(directory: Path) -> list[Sequence]:
 
 
 def read_shard(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a shard; ids as int64, and ``first`` and all ``shares`` where it is drawn."""
+    """The tensors of a shard; ids as int64, and ``first`` and all ``shares`` where it is drawn."""
     values = load_file(path)
     values["ids"] = values["ids"].astype(np.int64) @ 256 ** np.arange(values["ids"].shape[-1])
     if "kept" in values:

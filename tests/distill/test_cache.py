@@ -86,17 +86,34 @@ def test_as_large_a_number_of_draws_as_there_is_room_for():
     assert largest_draws(both, Room(9, 3, 2)) == 6
 
 
-def test_the_variance_is_less_than_that_of_as_many_bytes_at_every_position():
-    """Against the least number of bytes that each position of its own could be given."""
+def test_the_variance_is_less_than_with_as_many_bytes_at_every_position():
+    """That of 300 draws, and as the formula of threshold sampling has it."""
     logits, _ = mixed_distributions()
     p = logits.double().softmax(-1)
+    uniform = torch.rand(
+        300, 64, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
-    def variance(row, draws):
-        return float(torch.where(row < 1 / draws, row / draws - row * row, 0.0).sum())
+    def error(rows, numbers):
+        drawn = torch.stack([dense(sampled_targets(rows, ROOM, u), 500) for u in numbers])
+        return float((drawn - rows.softmax(-1)).square().mean(0).sum())
 
-    together = sum(variance(row, largest_draws(p, ROOM)) for row in p)
-    alone = sum(variance(row, largest_draws(row[None], ROOM)) for row in p)
+    together = error(logits, uniform)
+    alone = sum(error(row[None], uniform[:, t, None]) for t, row in enumerate(logits))
     assert together < 0.7 * alone
+    draws = largest_draws(p, ROOM)
+    expected = float(torch.where(p < 1 / draws, p / draws - p * p, 0.0).sum())
+    assert together == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("average", [3.0, 46.0])
+def test_a_single_position_takes_no_more_than_it_may(average):
+    """Probabilities of float32 that add up to a little less than 1 make no difference."""
+    room = Room(average, 3, 2)
+    for seed in range(20):
+        logits = 1e-3 * torch.randn(1, 3000, generator=torch.Generator().manual_seed(seed))
+        targets = sampled_targets(logits, room, torch.full((1, 2), 0.5, dtype=torch.float64))
+        assert 2 * int((targets.shares > 0).sum()) + int(targets.kept.sum()) <= average
 
 
 def test_uniform_numbers_depend_on_seed_and_text_alone():
