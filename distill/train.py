@@ -101,7 +101,8 @@ def train(
         found.write(out, progress)
         if (saved / TRACKED).is_dir() and found.processes.is_main:
             shutil.copytree(saved / TRACKED, out / TRACKED)
-        return train_report(trainer, found.nested, after)
+        report = train_report(trainer, found.nested, after)
+        return report.model_copy(update={"missing_shards": len(logits.missing)})
 
 
 @contextmanager

@@ -29,9 +29,9 @@ class TrainReport(BaseModel):
     ``held_out_kl_*`` are those of the first of ``students``, None without held-out text. A step of
     nested training trains one prefix, so neighbours among ``losses`` may be of different ones.
     ``steps`` were done, fewer than asked for if the training was ``stopped_early``, and what was
-    written is the student after ``written_step`` of them. ``working`` is how gradients were
-    computed. ``evaluations`` are of the weights in float32, before they were stored; where there
-    were none between, the last is of what was written.
+    written is the student after ``written_step`` of them. ``missing_shards`` of the cache were left
+    out. ``working`` is how gradients were computed. ``evaluations`` are of the weights in float32,
+    before they were stored; where there were none between, the last is of what was written.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +43,7 @@ class TrainReport(BaseModel):
     parameters: int
     tokens: int
     tokens_per_second: float
+    missing_shards: int = 0
     processes: int
     working: Working | None
     held_out_kl_before: float | None
