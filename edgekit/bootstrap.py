@@ -42,8 +42,9 @@ def mean_interval(groups: Sequence[NDArray[np.float64]], seed: int = 0) -> Inter
 
     Tokens of one sequence depend on each other, so resampling tokens would give intervals that
     are too narrow (cluster bootstrap, Davison & Hinkley 1997, section 3.8). Below ``FEWEST`` groups
-    there is no interval.
+    with values there is no interval.
     """
+    groups = [g for g in groups if len(g)]
     sums = np.array([g.sum() for g in groups], np.float64)
     counts = np.array([len(g) for g in groups], np.float64)
     value = sums.sum() / counts.sum()

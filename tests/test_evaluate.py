@@ -145,6 +145,8 @@ def test_the_interval_resamples_whole_sequences():
     error = np.std([g.mean() for g in groups]) / np.sqrt(60)
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * error, rel=0.15)
     assert narrow.low < 3.0 < narrow.high
+    nothing = np.zeros(0)  # of a sequence in which nothing counts: it makes no mean uncertain
+    assert mean_interval([*groups, *[nothing] * 60]) == narrow
     few = mean_interval(groups[:4])
     assert few.low is None and few.text(2) == f"{few.value:.2f}" and few.errors == (0, 0)
     log = Interval(value=0.0, low=-1.0, high=1.0)
