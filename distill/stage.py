@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from edgekit.checkpoint import read_json
 from edgekit.digests import json_digest
 from edgekit.distill.divergence import Divergence
 from edgekit.distill.fake_quantize import fake_quantize
+from edgekit.distill.heap import keeping_freed_memory
 from edgekit.distill.masked import Mask, prefix_mask
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.pass_memory import free_memory
@@ -27,6 +28,10 @@ from edgekit.nested import stored_sizes
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
 from edgekit.rules import require_unpacked
+
+GAPS = (
+    1.5  # times what training needs: where freed memory may be kept, with gaps between its blocks
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,10 @@ def open_student(
         needs = training_needs(opened, params, longest, shares)
         needs = replace(needs, fixed=needs.fixed + beside)
         require_training_memory(needs, opened, params, processes, force)
-        largest = needs.largest(free_memory(processes.device) // processes.sharing)
+        available = free_memory(processes.device) // processes.sharing
+        needed = int(GAPS * needs.total(max(params.micro_batch_tokens, longest)))
+        ample = processes.device.type == "cpu" and needed <= available
+        largest = needs.largest(int(available / GAPS) if ample else available)
         if processes.sharded:
             load_split(opened, processes)
         else:
@@ -108,7 +116,8 @@ def open_student(
         config = str(path / "config.json")
         nested = stored_sizes(opened.checkpoint.config, opened.architecture, config)
         masks = [prefix_mask(opened.mixtures, count) for count in nested] or [None]
-        yield Student(opened, nested, masks, rounding, processes, largest)
+        with keeping_freed_memory() if ample else nullcontext():
+            yield Student(opened, nested, masks, rounding, processes, largest)
 
 
 def state_directory(out: Path, inputs: Sequence[Path], values: Sequence[object]) -> Path:
