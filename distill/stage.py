@@ -29,9 +29,7 @@ from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
 from edgekit.rules import require_unpacked
 
-GAPS = (
-    1.5  # times what training needs: where freed memory may be kept, with gaps between its blocks
-)
+GAPS = 1.5  # times what training needs is room for freed memory with gaps between its blocks
 
 
 @dataclass(frozen=True)
