@@ -44,7 +44,6 @@ RATE = 1e-4
 def train_edgekit(work: Path, job: dict[str, Any]) -> list[float]:
     """Seconds of every step."""
     from edgekit.distill.cache import LogitCache
-    from edgekit.distill.heap import keeping_freed_memory
     from edgekit.distill.open_model import open_model
     from edgekit.distill.trainer import Trainer
     from edgekit.progress import Silent
@@ -56,7 +55,7 @@ def train_edgekit(work: Path, job: dict[str, Any]) -> list[float]:
         micro_batch_tokens=job["micro"] * job["length"], trainable=("all",),
     )  # fmt: skip
     seconds = []
-    with open_model(Path(job["student"])) as opened, keeping_freed_memory():  # as stages do
+    with open_model(Path(job["student"])) as opened:
         trainer = Trainer(opened, params, cache.vocab_size)
         for step in range(job["steps"]):
             begin = time.perf_counter()

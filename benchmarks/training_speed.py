@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edgekit.describe import describe
-from edgekit.distill.heap import keeping_freed_memory
 from edgekit.distill.open_model import open_model
 from edgekit.distill.pass_memory import free_memory
-from edgekit.distill.stage import GAPS
 from edgekit.distill.targets import SampledTargets
 from edgekit.distill.trainer import Trainer
 from edgekit.distill.training_memory import training_needs
@@ -88,13 +85,10 @@ def measured(model: Path, way: str, threads: int) -> dict[str, Any]:
     """Train in this process: tokens per second and bytes, or the bytes that it would take."""
     torch.set_num_threads(threads)
     params = DistillSection(steps=STEPS, batch_tokens=STEP_TOKENS, **WAYS[way])
-    with open_model(model, load=False) as opened, ExitStack() as stack:
+    with open_model(model, load=False) as opened:
         needs = training_needs(opened, params, LENGTH).total(params.micro_batch_tokens)
-        available = free_memory(opened.device)
-        if needs > available:
+        if needs > free_memory(opened.device):
             return {"needs": needs}
-        if GAPS * needs <= available:
-            stack.enter_context(keeping_freed_memory())
         opened.load()
         vocabulary = opened.architecture.vocab_size
         draw = np.random.default_rng(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from edgekit.checkpoint import read_json
 from edgekit.digests import json_digest
 from edgekit.distill.divergence import Divergence
 from edgekit.distill.fake_quantize import fake_quantize
-from edgekit.distill.heap import keeping_freed_memory
 from edgekit.distill.masked import Mask, prefix_mask
 from edgekit.distill.open_model import OpenModel, open_model
 from edgekit.distill.pass_memory import free_memory
@@ -28,8 +27,6 @@ from edgekit.nested import stored_sizes
 from edgekit.progress import Progress
 from edgekit.recipe import DistillSection, QuantizeSection
 from edgekit.rules import require_unpacked
-
-GAPS = 1.5  # times what training needs is room for freed memory with gaps between its blocks
 
 
 @dataclass(frozen=True)
@@ -100,10 +97,7 @@ def open_student(
         needs = training_needs(opened, params, longest, shares)
         needs = replace(needs, fixed=needs.fixed + beside)
         require_training_memory(needs, opened, params, processes, force)
-        available = free_memory(processes.device) // processes.sharing
-        needed = int(GAPS * needs.total(max(params.micro_batch_tokens, longest)))
-        ample = processes.device.type == "cpu" and needed <= available
-        largest = needs.largest(int(available / GAPS) if ample else available)
+        largest = needs.largest(free_memory(processes.device) // processes.sharing)
         if processes.sharded:
             load_split(opened, processes)
         else:
@@ -114,8 +108,7 @@ def open_student(
         config = str(path / "config.json")
         nested = stored_sizes(opened.checkpoint.config, opened.architecture, config)
         masks = [prefix_mask(opened.mixtures, count) for count in nested] or [None]
-        with keeping_freed_memory() if ample else nullcontext():
-            yield Student(opened, nested, masks, rounding, processes, largest)
+        yield Student(opened, nested, masks, rounding, processes, largest)
 
 
 def state_directory(out: Path, inputs: Sequence[Path], values: Sequence[object]) -> Path:
