@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgekit.distill.cache_write import id_bytes
+from edgekit.distill.capture import FIXED_BYTES, HALF_BYTES, SHARE_BYTES
 from edgekit.distill.divergence import measure
 from edgekit.distill.losses import Loss
 from edgekit.distill.open_model import OpenModel, open_model
@@ -51,7 +52,6 @@ from edgekit.sequences import TokenSequence, sequences_digest
 TAUGHT, HELD_OUT = 400, 18  # sequences per domain
 STEP_TOKENS, RATE = 1280, 3e-3
 WRITTEN, WRITTEN_TOKENS = 32, 96  # what a student writes, for the teacher to judge
-FIXED, SHARE, HALF = 4, 1, 2  # bytes, as in a cache
 FORWARD = Loss()
 Keep = Callable[[torch.Tensor, TokenSequence], TeacherTargets]
 
@@ -113,7 +113,9 @@ def drawn(size: int) -> Keep:
     def keep(logits: torch.Tensor, sequence: TokenSequence) -> SampledTargets:
         width = id_bytes(logits.shape[-1])
         uniform = uniform_numbers(0, sequences_digest([sequence]), len(logits), 2)
-        return sampled_targets(logits, Room(size - FIXED, width + SHARE, width), uniform)
+        return sampled_targets(
+            logits, Room(size - FIXED_BYTES, width + SHARE_BYTES, width), uniform
+        )
 
     return keep
 
@@ -164,17 +166,17 @@ def size_of(targets: Sequence[TeacherTargets], vocab_size: int) -> float:
     width = id_bytes(vocab_size)
     first = targets[0]
     if isinstance(first, TopTargets):
-        return first.ids.shape[1] * (width + HALF) + HALF
+        return first.ids.shape[1] * (width + HALF_BYTES) + HALF_BYTES
     drawn = [t for t in targets[:40] if isinstance(t, SampledTargets)]
     if not first.kept.any():  # independent draws: the different ones, and how often each came
         unique = [len(torch.unique(row)) for t in drawn for row in t.ids]
-        return FIXED + statistics.mean(unique) * (width + SHARE)
+        return FIXED_BYTES + statistics.mean(unique) * (width + SHARE_BYTES)
     sizes = [
         row_sizes.item()
         for t in drawn
-        for row_sizes in (width * (t.shares > 0) + SHARE * t.kept).sum(-1)
+        for row_sizes in (width * (t.shares > 0) + SHARE_BYTES * t.kept).sum(-1)
     ]
-    return FIXED + statistics.mean(sizes)
+    return FIXED_BYTES + statistics.mean(sizes)
 
 
 def new_student(directory: Path, seed: int) -> Path:
