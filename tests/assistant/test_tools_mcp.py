@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import stat
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import psutil
 import pytest
 
 from edgekit.assistant.policy import Policy
+from edgekit.assistant.tools.arguments import schema_problem
 from edgekit.assistant.tools.bounded_stdio import Limits
 from edgekit.assistant.tools.commands import resolved
+from edgekit.assistant.tools.mcp_servers import McpServer
 from edgekit.assistant.tools.toolbox import ToolBox
 from edgekit.errors import BadInputError, MissingRuntimeError
 
@@ -417,3 +420,26 @@ def test_server_of_the_protocols_own_package_is_understood(tmp_path: Path) -> No
         assert wrong.is_error and "'city' is a required property" in wrong.text
 
     with_box(tmp_path, act)
+
+
+def test_what_ends_a_connection_that_nobody_waits_for_reaches_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextlib.asynccontextmanager
+    async def connection(_: McpServer) -> AsyncIterator[None]:
+        yield
+        raise RuntimeError("lost while it was idle")
+
+    async def run() -> None:
+        server = McpServer("notes", command(), {}, tmp_path, LIMITS)
+        await server._start()
+        await server.close()
+
+    monkeypatch.setattr(McpServer, "_connection", connection)
+    asyncio.run(run())
+    assert "RuntimeError: lost while it was idle" in capsys.readouterr().err
+
+
+def test_what_breaks_the_validator_is_told() -> None:
+    said = schema_problem({"type": "object", "required": 7}, {"a": 1})
+    assert "is not a JSON schema (TypeError: 'int' object is not iterable)" in said

@@ -49,8 +49,8 @@ def schema_problem(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> s
     except (Unresolvable, _TooMuchWorkError, RecursionError):
         return "the tool's schema cannot be followed; choose another tool"
     except Exception as problem:  # a schema that is none breaks the validator in many ways
-        kind = type(problem).__name__
-        return f"the tool's schema is not a JSON schema ({kind}); choose another tool"
+        words = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
+        return f"the tool's schema is not a JSON schema ({words}); choose another tool"
     if error is None:
         return ""
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -205,10 +206,14 @@ class McpServer:
         finally:
             self._client = None
             self._stop.set()
-        if failure is not None and not ready.done():
-            ended = self._ended(why)
-            ended.__cause__ = failure
-            ready.set_exception(ended)
+        if failure is None:
+            return
+        if ready.done():  # nobody waits for it: standard error has it
+            traceback.print_exception(failure)
+            return
+        ended = self._ended(why)
+        ended.__cause__ = failure
+        ready.set_exception(ended)
 
     def _connection(self) -> Client:
         cwd = private_directory(self._folder)
