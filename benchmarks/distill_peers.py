@@ -53,6 +53,7 @@ def train_edgekit(work: Path, job: dict[str, Any]) -> list[float]:
     params = DistillSection(
         steps=job["steps"], batch_tokens=job["batch"] * job["length"], learning_rate=RATE,
         micro_batch_tokens=job["micro"] * job["length"], trainable=("all",),
+        precision=job["precision"],
     )  # fmt: skip
     seconds = []
     with open_model(Path(job["student"])) as opened:
@@ -68,9 +69,15 @@ def train_plain(work: Path, job: dict[str, Any]) -> list[float]:
     """Both models in memory, the whole distribution of every position."""
     from transformers import AutoModelForCausalLM
 
-    load = {"dtype": torch.float32, "local_files_only": True}
-    teacher = AutoModelForCausalLM.from_pretrained(job["teacher"], **load).requires_grad_(False)
-    student = AutoModelForCausalLM.from_pretrained(job["student"], **load).train()
+    half = job["precision"] == "bfloat16"
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(job[name], dtype=dtype, local_files_only=True)
+        for name, dtype in (
+            ("teacher", torch.bfloat16 if half else torch.float32), ("student", torch.float32)
+        )
+    )  # fmt: skip
+    teacher.requires_grad_(False)
+    student.train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=0.0)
     ids = torch.from_numpy(np.load(work / "ids.npy"))
     seconds, size, micro = [], job["batch"], job["micro"]
@@ -79,8 +86,10 @@ def train_plain(work: Path, job: dict[str, Any]) -> list[float]:
         rows = ids[[(step * size + i) % len(ids) for i in range(size)]]
         for part in rows.split(micro):
             with torch.no_grad():
-                taught = teacher(input_ids=part, use_cache=False).logits.log_softmax(-1)
-            learned = student(input_ids=part, use_cache=False).logits.log_softmax(-1)
+                taught = teacher(input_ids=part, use_cache=False).logits
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                learned = student(input_ids=part, use_cache=False).logits
+            taught, learned = (t.float().log_softmax(-1) for t in (taught, learned))
             loss = torch.nn.functional.kl_div(learned, taught, log_target=True, reduction="sum")
             (loss / rows.numel()).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -148,7 +157,7 @@ def prepare(arguments: argparse.Namespace, work: Path) -> tuple[dict[str, Any], 
     job = {
         "teacher": str(arguments.teacher.resolve()), "student": str(arguments.student.resolve()),
         "steps": arguments.steps, "batch": arguments.batch, "micro": arguments.micro,
-        "length": length, "threads": arguments.threads,
+        "length": length, "threads": arguments.threads, "precision": arguments.precision,
     }  # fmt: skip
     (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
     return job, seconds / report.positions, report.bytes_per_token
@@ -167,6 +176,7 @@ def main() -> None:
     parser.add_argument("--micro", type=int, default=4, help="of which at once")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)

@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trainable", nargs="+", default=["router", "norms", "attention"])
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     every = read_sequences(arguments.sequences / FILE_NAME)
@@ -109,6 +110,7 @@ def main() -> None:
     params = checked(
         DistillSection, steps=arguments.steps, batch_tokens=BATCH_TOKENS,
         learning_rate=arguments.learning_rate, trainable=tuple(arguments.trainable),
+        precision=arguments.precision,
     )  # fmt: skip
     none = params.model_copy(update={"steps": 0})
     before = kl_after(arguments.student, judge, judge, none)

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from edgekit.distill.losses import outcomes
+from edgekit.distill.outcomes import outcomes
 from edgekit.distill.targets import TopTargets
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from edgekit.distill.open_model import OpenModel
 from edgekit.errors import BadInputError
@@ -80,20 +81,24 @@ class _Summed(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Head, loss: RowsLoss, *trained: Tensor) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float64)
         of_hidden = torch.empty_like(hidden)
-        of_trained = [torch.zeros_like(parameter) for parameter in trained]
+        of_trained: list[Tensor] = []
         for rows in head.chunks(len(hidden)):
             with torch.enable_grad():
                 part = hidden[rows].detach().requires_grad_()
                 value = loss(head.logits(part), rows).sum()
-            found = torch.autograd.grad(value, [part, *trained])
+            of_hidden[rows], *found = torch.autograd.grad(value, [part, *trained])
             total += value.detach()
-            of_hidden[rows] = found[0]
-            for whole, more in zip(of_trained, found[1:], strict=True):
-                whole += more
+            if of_trained:
+                for whole, more in zip(of_trained, found, strict=True):
+                    whole += more
+            else:
+                of_trained = found
+        of_trained = of_trained or [torch.zeros_like(parameter) for parameter in trained]
         ctx.save_for_backward(of_hidden, *of_trained)
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, *of_trained = ctx.saved_tensors
-        return (of_hidden * outer[0], None, None, *(value * outer[0] for value in of_trained))
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, *of_trained = (value.mul_(outer) for value in ctx.saved_tensors)
+        return (of_hidden, None, None, *of_trained)

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from edgekit.distill.targets import LOWEST, SampledTargets, TeacherTargets, TopTargets
+from edgekit.distill.outcomes import log_probabilities, outcomes
+from edgekit.distill.targets import SampledTargets, TeacherTargets, TopTargets
 from edgekit.errors import BadInputError
 from edgekit.recipe import DistillSection
 from edgekit.recipe_section import DivergenceName
@@ -87,7 +88,8 @@ class Loss:
 
     def _of_draws(self, logits: Tensor, targets: SampledTargets) -> Tensor:
         """The targets were drawn at the same temperature."""
-        student = (logits.float() / self.temperature).log_softmax(-1).gather(-1, targets.ids)
+        softened = logits if self.temperature == 1.0 else logits.float() / self.temperature
+        student = log_probabilities(softened, targets.ids)
         if self.divergence == "forward_kl":
             values = -(targets.shares * student).sum(-1) - targets.entropy
         elif targets.logprobs is None:
@@ -111,19 +113,6 @@ class Loss:
         }[self.divergence]
 
 
-def outcomes(logits: Tensor, targets: TopTargets) -> tuple[Tensor, Tensor]:
-    """Log-probabilities that teacher and student give each kept token and, last, all others
-    together: float32 [T, K + 1] each, from student logits [T, V]."""
-    logits = logits.float()
-    whole = logits.logsumexp(-1)
-    chosen = logits.gather(-1, targets.ids) - whole[:, None]
-    # float16 rounding in the cache leaves a mass of about 1
-    mass = torch.logaddexp(targets.logprobs.logsumexp(-1), targets.tail)
-    teacher = torch.cat([targets.logprobs, targets.tail[:, None]], -1) - mass[:, None]
-    rest = _log_rest(logits, targets.ids) - whole
-    return teacher, torch.cat([chosen, rest[:, None]], -1)
-
-
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     return p.exp() * (p - q)
 
@@ -136,10 +125,3 @@ def _mixture(p: Tensor, q: Tensor, share: float) -> Tensor:
 def _jensen_shannon(t: Tensor, s: Tensor, beta: float) -> Tensor:
     middle = _mixture(t, s, beta)
     return beta * _kl(t, middle) + (1 - beta) * _kl(s, middle)
-
-
-def _log_rest(logits: Tensor, ids: Tensor) -> Tensor:
-    """Logsumexp outside ``ids``, summed directly: 1 - sum loses all digits when it is small."""
-    if ids.shape[-1] == logits.shape[-1]:
-        return logits.logsumexp(-1) + LOWEST
-    return logits.scatter(-1, ids, -torch.inf).logsumexp(-1)

@@ -31,7 +31,7 @@ from edgekit.plan import BASE_MEMORY, FLOAT32_BYTES
 from edgekit.recipe import DistillSection
 
 KEPT_BY_OPTIMIZER = {"adamw": 2, "adafactor": 0}  # values per weight; rows and columns are few
-LOGIT_COPIES = 3  # logits, their gradient and a softmax
+LOGIT_COPIES = 3  # logits, a softmax that becomes their gradient, that of all but some tokens
 NORM_COPIES = 3  # of what a norm reads
 CHUNK, CHUNK_COPIES = 64, 24  # of tokens that a gated delta compares with each other
 SCAN_CHUNK, SCAN_COPIES = 256, 4

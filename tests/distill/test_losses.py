@@ -10,6 +10,7 @@ import torch
 from edgekit.distill.head import Head
 from edgekit.distill.losses import IGNORED, Loss
 from edgekit.distill.open_model import open_model
+from edgekit.distill.outcomes import log_probabilities, log_probabilities_and_rest
 from edgekit.distill.targets import Room, sampled_targets, top_k_targets
 from edgekit.errors import BadInputError
 
@@ -107,6 +108,36 @@ def test_draws_are_unbiased_in_value_and_gradient(name, surer):
     for found, wanted in ((values.detach()[:, None], expected.detach()), (rows.grad, exact.grad)):
         error = found.double().std(0) / math.sqrt(count)
         assert ((found.double().mean(0) - wanted).abs() < 5 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("with_rest", [False, True])
+def test_the_written_gradient_of_log_probabilities_is_that_of_torch(logits, with_rest):
+    """Also for a token that comes twice, as in the padding of drawn targets, and of a rest that is
+    as good as nothing; float32 against float64."""
+    student = logits[1].clone()
+    student[3, :5] += 80.0
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:6] for _ in range(7)])
+    ids[3, :5] = torch.arange(5)
+    if not with_rest:
+        ids[:, 5] = ids[:, 4]
+    outer = torch.linspace(-1, 2, 7 * (6 + with_rest)).view(7, -1)
+    student.requires_grad_()
+    function = log_probabilities_and_rest if with_rest else log_probabilities
+    found = function(student, ids)
+    (found * outer).sum().backward(retain_graph=True)
+
+    exact = student.detach().double().requires_grad_()
+    whole = exact.log_softmax(-1)
+    expected = whole.gather(-1, ids)
+    if with_rest:
+        rest = whole.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        expected = torch.cat([expected, rest], -1)
+    (expected * outer).sum().backward()
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-6)
+    torch.testing.assert_close(student.grad.double(), exact.grad, atol=2e-5, rtol=1e-4)
+    with pytest.raises(RuntimeError, match="inplace"):  # not a wrong gradient
+        found.sum().backward()
 
 
 def test_naive_top_k_would_be_biased(logits):

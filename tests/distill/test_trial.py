@@ -4,9 +4,11 @@ import pytest
 import torch
 from training_runs import captured, healed
 
+from edgekit.distill.train import train
 from edgekit.distill.trainer import Trainer
 from edgekit.distill.trial import choose
 from edgekit.distill.working import Working
+from edgekit.progress import Silent
 from edgekit.recipe import DistillSection
 
 
@@ -85,3 +87,18 @@ def test_a_smaller_micro_batch_is_followed_when_training_continues(student, cach
                       steps=8)  # fmt: skip
     assert first.working.micro_batch_tokens == 512 and again.working.micro_batch_tokens == 64
     assert again.losses[:6] == first.losses
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize("able", [False, True])
+def test_a_faster_precision_is_pointed_out_once(
+    student, cache, tmp_path, monkeypatch, able, options
+):
+    """To who trains in float32 on a device that has it."""
+    import edgekit.distill.trainer as module
+
+    monkeypatch.setattr(module, "has_bfloat16", lambda _: able)
+    params = DistillSection(steps=3, batch_tokens=64, trainable=("router",), **options)
+    told = []
+    train(student, cache, params, tmp_path, Silent(), device="cpu", notify=told.append)
+    assert ["bfloat16" in text for text in told] == [True] * (able and not options)
