@@ -63,13 +63,14 @@ class _LogProbabilities(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
-        whole, ids, rest = ctx.saved_tensors
-        gradient = whole.exp_()  # nobody reads it again: a second time is an error of torch
+        whole, ids, rest = ctx.saved_tensors  # changed below: a second time is an error of torch
         total = outer.sum(-1, keepdim=True)
         if rest is None:
-            gradient.mul_(-total)
+            gradient = whole.exp_().mul_(-total)
         else:
-            inside = -total * gradient.gather(-1, ids)
-            gradient.mul_(outer[:, -1:] * (-rest).exp() - total).scatter_(-1, ids, inside)
+            inside = -total * whole.gather(-1, ids).exp()
+            # p / r as one power: r alone may be too small for a float
+            gradient = whole.sub_(rest).exp_().mul_(outer[:, -1:] - total * rest.exp())
+            gradient.scatter_(-1, ids, inside)
             outer = outer[:, :-1]
         return gradient.scatter_add_(-1, ids, outer), None, None
