@@ -81,7 +81,7 @@ class Processes:
             BadInputError: names both.
         """
         mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-        if mixed != "no" and (mixed, params.precision) != ("bf16", "bfloat16"):
+        if mixed not in ("no", "bf16") or (mixed == "bf16" and params.precision == "float32"):
             raise BadInputError(
                 f"accelerate's configuration asks for mixed_precision {mixed}, and [distill] "
                 f"precision is {params.precision}; set mixed_precision: no, or both to bfloat16"

@@ -52,7 +52,6 @@ def require_splittable(params: DistillSection) -> None:
         "optimizer adafactor": params.optimizer == "adafactor",
         "quantization_aware": params.quantization_aware,
         "micro_batch_tokens 0 (a trial)": not params.micro_batch_tokens,
-        'precision "auto" (a trial)': params.precision == "auto",
         # what is cast for the forward pass is kept for the backward one, layer after layer
         "precision bfloat16 without activation_checkpointing": params.precision == "bfloat16"
         and not params.activation_checkpointing,

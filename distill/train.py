@@ -63,9 +63,9 @@ def train(
     make of it, so router and norms learn to make up for the rounding (after Norm Tweaking, arXiv
     2309.02784). The matrices themselves are written as they were, and quantizing them gives the
     same codes again. With ``skip_missing`` it goes on without shards that are not there, with
-    ``force`` where memory seems too small; ``notify`` is told how many shards were left out, what a
-    trial chose, and of a faster precision. ``scratch`` keeps what an interrupted training continues
-    from, and the best weights meanwhile.
+    ``force`` where memory seems too small; ``notify`` is told what a trial chose, and how many
+    shards were left out. ``scratch`` keeps what an interrupted training continues from, and the
+    best weights meanwhile.
 
     Of several processes the main one writes; all return the report.
 

@@ -40,7 +40,7 @@ from edgekit.distill.sharding import clip
 from edgekit.distill.state import Evaluation, TrainingState, restore_state, save_state
 from edgekit.distill.trackers import Trackers
 from edgekit.distill.trainable import is_norm, trainable_parameters
-from edgekit.distill.trial import LARGEST, has_bfloat16, working_of
+from edgekit.distill.trial import LARGEST, working_of
 from edgekit.distill.working import Working, using_threads
 from edgekit.errors import BadInputError
 from edgekit.progress import Progress, Silent, Task
@@ -66,7 +66,7 @@ class Trainer:
         processes: those that train together.
         trackers: are shown every step.
         largest: tokens of the largest micro-batch that a trial may choose.
-        notify: is told what a trial chose, or that there is a faster precision.
+        notify: is told what a trial chose.
 
     Attributes:
         state: what was done.
@@ -195,16 +195,11 @@ class Trainer:
 
     def _working(self, parts: Sequence[Batch]) -> Working:
         """How gradients are computed; what was tried for is tried once."""
-        params, working, device = self.params, self.state.working, self.opened.device
-        tried = not params.micro_batch_tokens or params.precision == "auto"
-        if working is None and params.precision == "float32" and has_bfloat16(device):
-            self._notify(
-                "matrix products are in float32; this device has bfloat16, which may be twice as "
-                "fast: choose that precision, or have a trial measure it"
-            )
-        if working is None or not tried:
+        params, working = self.params, self.state.working
+        if working is None:
+            device = self.opened.device
             working = working_of(params, self.gradients, parts[0], self._largest, device)
-            if tried:
+            if working.tokens_per_second:
                 speed = f"{working.tokens_per_second:,.0f} tokens/s"
                 self._notify(f"a trial chose {working.sentence}: {speed}")
         elif params.micro_batch_tokens:  # a state goes on with a smaller one, if that is asked for

@@ -18,7 +18,7 @@ import torch
 from edgekit.distill.batches import Batch
 from edgekit.distill.gradients import Gradients
 from edgekit.distill.rows import micro_batches
-from edgekit.distill.working import Working, using_threads
+from edgekit.distill.working import Precision, Working, using_threads
 from edgekit.recipe import DistillSection
 
 SECONDS = 8.0  # after which nothing more is tried
@@ -34,25 +34,37 @@ Speed = Callable[[Working], float]  # tokens per second
 def working_of(
     params: DistillSection, gradients: Gradients, batch: Batch, largest: int, device: torch.device
 ) -> Working:
-    """What the recipe says, tried on ``batch`` where it leaves something open; the same in every
-    process."""
-    if params.micro_batch_tokens and params.precision != "auto":
-        return Working(micro_batch_tokens=params.micro_batch_tokens, precision=params.precision)
-    speed = measured_speed(gradients, batch)
-    alone = gradients.processes.count == 1
-    return gradients.processes.of_main(choose(params, device, alone, largest, speed))
+    """What the recipe says, tried on ``batch`` where it leaves the micro-batch open; the same in
+    every process."""
+    processes = gradients.processes
+    if params.micro_batch_tokens:
+        precision = untried_precision(params, device, processes.sharded)
+        found = Working(micro_batch_tokens=params.micro_batch_tokens, precision=precision)
+    else:
+        speed = measured_speed(gradients, batch)
+        found = choose(params, device, processes.count == 1, largest, speed)
+    return processes.of_main(found)
+
+
+def untried_precision(params: DistillSection, device: torch.device, sharded: bool) -> Precision:
+    """What the recipe says; "auto" is bfloat16 where the device multiplies it by itself. A student
+    that is ``sharded`` would keep what was cast of every layer, unless layers are computed twice.
+    """
+    if params.precision != "auto":
+        return params.precision
+    fits = params.activation_checkpointing or not sharded
+    return "bfloat16" if fits and has_bfloat16(device) else "float32"
 
 
 def choose(
     params: DistillSection, device: torch.device, alone: bool, largest: int, speed: Speed
 ) -> Working:
-    """The fastest of what the recipe leaves open, by ``speed``; micro-batches up to ``largest``
-    tokens. Threads are tried where this process is ``alone`` on a CPU."""
+    """The fastest by ``speed``: of micro-batches up to ``largest`` tokens, of precisions where the
+    recipe says "auto", and of threads where this process is ``alone`` on a CPU."""
     start = time.perf_counter()
-    # where not one sequence seems to fit it was asked for all the same
-    begin = params.micro_batch_tokens or min(PREFERRED, max(largest, SMALLEST))
     best = Working(
-        micro_batch_tokens=begin,
+        # where not one sequence seems to fit it was asked for all the same
+        micro_batch_tokens=min(PREFERRED, max(largest, SMALLEST)),
         precision="bfloat16" if params.precision == "bfloat16" else "float32",
         threads=torch.get_num_threads() if alone and device.type == "cpu" else 0,
     )
@@ -60,7 +72,7 @@ def choose(
     for updates in (
         _threads(best) if best.threads else [],
         [{"precision": "bfloat16"}] if params.precision == "auto" and has_bfloat16(device) else [],
-        [] if params.micro_batch_tokens else _sizes(best, largest),
+        _sizes(best, largest),
     ):
         for update in updates:
             if time.perf_counter() - start > SECONDS:
@@ -97,11 +109,14 @@ def measured_speed(gradients: Gradients, batch: Batch) -> Speed:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 by itself, as AMX and AVX-512 do on a CPU."""
+    """Whether the device is known to multiply bfloat16 by itself, as AMX and AVX-512 do on a
+    CPU."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "xpu":
+        return bool(torch.xpu.is_bf16_supported())
     if device.type != "cpu":
-        return True
+        return False  # Apple's have it by emulation, or not
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+Precision = Literal["float32", "bfloat16"]
+
 
 class Working(BaseModel):
     """``threads`` are of a CPU; 0 leaves them as torch has them. ``tokens_per_second`` is what a
@@ -20,7 +22,7 @@ class Working(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     micro_batch_tokens: int
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     threads: int = 0
     tokens_per_second: float = 0.0
 

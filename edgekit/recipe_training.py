@@ -35,7 +35,9 @@ class TrainingOptions(Section):
         description="tokens of one forward pass; 0: measured when training begins",
     )  # fmt: skip
     precision: Literal["float32", "bfloat16", "auto"] = Field(
-        "float32", description="of the matrix products; auto: the faster of the two is measured"
+        "auto",
+        description="of the matrix products; auto: bfloat16 where the device multiplies it by "
+        "itself, or what a trial measures to be faster",
     )
     activation_checkpointing: bool = Field(
         False, description="compute layers twice instead of keeping what is inside them"

@@ -57,8 +57,8 @@ def train(
         int | None, typer.Option(help="Of a forward pass; 0: measured.", show_default="512")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or auto.", show_default="float32")
-    ] = None,
+        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has it.")
+    ] = "auto",
     trial: Annotated[
         bool,
         typer.Option("--trial", help="Measure which micro-batch, threads and precision are fast."),
@@ -90,8 +90,7 @@ def train(
         trainable=tuple(trainable or PARTS), loss=loss, beta=beta, skew=skew,
         cross_entropy=cross_entropy, temperature=temperature, optimizer=optimizer,
         weight_decay=weight_decay, warm_up=warm_up, decay=decay, clip_norm=clip_norm,
-        micro_batch_tokens=tokens,
-        precision=precision or ("auto" if trial else "float32"),
+        micro_batch_tokens=tokens, precision=precision,
         activation_checkpointing=activation_checkpointing, lora_rank=lora_rank,
         lora_alpha=lora_alpha, evaluate_every=evaluate_every, patience=patience,
         save_every=save_every, trackers=tuple(trackers or ()), seed=seed,

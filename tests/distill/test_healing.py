@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from training_runs import interrupted_in
 
 from edgekit.checkpoint import Checkpoint
 from edgekit.distill.batches import batches
@@ -217,20 +218,11 @@ def test_the_prefixes_of_a_nested_student_recover_together(nested, tmp_path):
             assert found.all.value == pytest.approx(healed.after.all.value, rel=1e-3)
 
 
-def test_interrupted_nested_training_ends_in_the_same_weights(nested, tmp_path, monkeypatch):
-    import edgekit.distill.trainer as module
+def test_interrupted_nested_training_ends_in_the_same_weights(nested, tmp_path):
 
     options = {"steps": 7, "trainable": ("router", "experts"), "save_every": 3}
     report = heal_nested(nested, tmp_path / "whole", **options)
-    original = module.Trainer._step
-
-    def interrupted(self, step, batch):
-        if step == 5:
-            raise KeyboardInterrupt
-        return original(self, step, batch)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module.Trainer, "_step", interrupted)
+    with interrupted_in(5):
         heal_nested(nested, tmp_path / "killed", tmp_path / "scratch", **options)
     again = heal_nested(nested, tmp_path / "again", tmp_path / "scratch", **options)
     speed = {"tokens_per_second"}

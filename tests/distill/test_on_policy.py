@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from training_runs import interrupted_in
 
 import edgekit.distill.on_policy as module
 from edgekit.distill.calibration import load_prompts
@@ -82,22 +83,10 @@ def test_interrupted_rounds_end_in_the_same_weights(
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_killed_step_begins_its_round_again(
-    tiny_mixtral, tiny_model, prompts, tmp_path, monkeypatch
-):
-    from edgekit.distill.trainer import Trainer
-
+def test_a_killed_step_begins_its_round_again(tiny_mixtral, tiny_model, prompts, tmp_path):
     student, scratch = tiny_model("mixtral", seed=3), tmp_path / "scratch"
     trained(student, tiny_mixtral, prompts, tmp_path / "whole", section())
-    original = Trainer._step
-
-    def interrupted(self, step, parts):
-        if step == 4:  # the second of its round
-            raise KeyboardInterrupt
-        return original(self, step, parts)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_step", interrupted)
+    with interrupted_in(4):  # the second of its round
         trained(student, tiny_mixtral, prompts, tmp_path / "cut", section(), scratch=scratch)
     trained(student, tiny_mixtral, prompts, tmp_path / "again", section(), scratch=scratch)
     one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "again"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from training_runs import interrupted_in
 
 from edgekit.distill.capture import CaptureOptions, capture
 from edgekit.distill.divergence import measure
@@ -115,25 +116,13 @@ def test_the_loss_of_a_step_is_the_weighted_sum_of_both_lessons(
     assert abs(losses[0.0] + slope) < 0.5  # what is left at anchor 1
 
 
-def test_interrupted_tuning_ends_in_the_same_weights(
-    tiny_mixtral, cache, file, tmp_path, monkeypatch
-):
-    from edgekit.distill.trainer import Trainer
-
+def test_interrupted_tuning_ends_in_the_same_weights(tiny_mixtral, cache, file, tmp_path):
     params = section(file, steps=7, control=False)
     base = BASE.model_copy(update={"save_every": 3})
     whole, out, scratch = (tmp_path / name for name in ("whole", "out", "scratch"))
     whole.mkdir(), out.mkdir()
     first = supervised(tiny_mixtral, cache, params, base, 64, whole, Silent())
-    original = Trainer._step
-
-    def interrupted(self, step, parts):
-        if step == 5:
-            raise KeyboardInterrupt
-        return original(self, step, parts)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_step", interrupted)
+    with interrupted_in(5):
         supervised(tiny_mixtral, cache, params, base, 64, out, Silent(), scratch)
     again = supervised(tiny_mixtral, cache, params, base, 64, out, Silent(), scratch)
     assert again.anchored.text_before == first.anchored.text_before

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from planted import half_precision
-from training_runs import OPTIONS, captured, healed, text
+from training_runs import OPTIONS, captured, healed, interrupted_in, text
 
 from edgekit.checkpoint import Checkpoint
 from edgekit.distill.batches import Batch, dealt
@@ -80,7 +80,7 @@ def test_routers_decide_in_float32_whatever_the_precision(student):
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_every_optimizer_continues_to_the_same_weights(
-    student, cache, tmp_path, monkeypatch, optimizer, lora_rank
+    student, cache, tmp_path, optimizer, lora_rank
 ):
     options = {
         "optimizer": optimizer, "lora_rank": lora_rank, "weight_decay": 0.1, "save_every": 2,
@@ -88,15 +88,7 @@ def test_every_optimizer_continues_to_the_same_weights(
     }  # fmt: skip
     report, whole = healed(student, cache, tmp_path / "whole", **options)
     assert np.mean(report.losses[-2:]) < report.losses[0]
-    original = Trainer._step
-
-    def interrupted(self, step, parts):
-        if step == 3:
-            raise KeyboardInterrupt
-        return original(self, step, parts)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_step", interrupted)
+    with interrupted_in(3):
         healed(student, cache, tmp_path / "killed", tmp_path / "scratch", **options)
     again, resumed = healed(student, cache, tmp_path / "again", tmp_path / "scratch", **options)
     assert again.losses == report.losses and again.evaluations == report.evaluations

@@ -22,7 +22,7 @@ from edgekit.recipe import DistillSection
 
 OPTIONS = ("--steps", "5", "--batch-tokens", "60", "--learning-rate", "0.003", "--trainable",
            "all", "--evaluate-every", "2", "--device", "cpu", "--micro-batch-tokens", "50",
-           "--json")  # fmt: skip
+           "--precision", "float32", "--json")  # fmt: skip
 
 
 # accelerate calls several processes so, also where each computes on the CPU

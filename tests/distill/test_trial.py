@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-from training_runs import captured, healed
+from training_runs import captured, healed, interrupted_in
 
-from edgekit.distill.train import train
-from edgekit.distill.trainer import Trainer
 from edgekit.distill.trial import choose
 from edgekit.distill.working import Working
-from edgekit.progress import Silent
 from edgekit.recipe import DistillSection
 
 
@@ -47,8 +44,6 @@ def test_a_trial_keeps_what_is_measurably_faster():
         assert max(working.micro_batch_tokens for working in asked) == 2048
         asked.clear()
         assert choose(section, device, True, 0, speed).micro_batch_tokens == 256  # asked for anyway
-        fixed = section.model_copy(update={"micro_batch_tokens": 700})
-        assert choose(fixed, device, True, 3000, speed).micro_batch_tokens == 700
         patch.setattr(module, "has_bfloat16", lambda _: False)
         assert choose(section, device, True, 3000, speed).precision == "float32"
 
@@ -64,15 +59,7 @@ def test_what_a_trial_chose_is_kept_when_training_continues(student, cache, tmp_
 
     monkeypatch.setattr(module, "working_of", chosen)
     options = {"micro_batch_tokens": 0, "save_every": 2}
-    original = Trainer._step
-
-    def interrupted(self, step, parts):
-        if step == 3:
-            raise KeyboardInterrupt
-        return original(self, step, parts)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_step", interrupted)
+    with interrupted_in(3):
         healed(student, cache, tmp_path / "killed", tmp_path / "scratch", **options)
     report, _ = healed(student, cache, tmp_path / "again", tmp_path / "scratch", **options)
     assert len(tried) == 1 and report.working.micro_batch_tokens == 24
@@ -89,16 +76,38 @@ def test_a_smaller_micro_batch_is_followed_when_training_continues(student, cach
     assert again.losses[:6] == first.losses
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}])
-@pytest.mark.parametrize("able", [False, True])
-def test_a_faster_precision_is_pointed_out_once(
-    student, cache, tmp_path, monkeypatch, able, options
-):
-    """To who trains in float32 on a device that has it."""
-    import edgekit.distill.trainer as module
+@pytest.mark.parametrize(
+    ("precision", "able", "sharded", "twice", "expected"),
+    [
+        ("auto", True, False, False, "bfloat16"),
+        ("auto", False, False, False, "float32"),
+        ("auto", True, True, False, "float32"),
+        ("auto", True, True, True, "bfloat16"),
+        ("float32", True, False, False, "float32"),
+        ("bfloat16", False, False, False, "bfloat16"),
+    ],
+)
+def test_without_a_trial_the_device_decides(monkeypatch, precision, able, sharded, twice, expected):
+    import edgekit.distill.trial as module
 
     monkeypatch.setattr(module, "has_bfloat16", lambda _: able)
-    params = DistillSection(steps=3, batch_tokens=64, trainable=("router",), **options)
-    told = []
-    train(student, cache, params, tmp_path, Silent(), device="cpu", notify=told.append)
-    assert ["bfloat16" in text for text in told] == [True] * (able and not options)
+    params = DistillSection(steps=1, precision=precision, activation_checkpointing=twice)
+    assert module.untried_precision(params, torch.device("cpu"), sharded) == expected
+
+
+def test_training_goes_on_as_it_began_where_the_device_would_decide_otherwise(
+    student, cache, tmp_path, monkeypatch
+):
+    """A state that comes from a device with bfloat16, on one without."""
+    import edgekit.distill.trial as module
+
+    options = {"precision": "auto", "save_every": 2, "micro_batch_tokens": 64}
+    monkeypatch.setattr(module, "has_bfloat16", lambda _: True)
+    whole, weights = healed(student, cache, tmp_path / "whole", **options)
+    assert whole.working.precision == "bfloat16"
+    with interrupted_in(3):
+        healed(student, cache, tmp_path / "killed", tmp_path / "scratch", **options)
+    monkeypatch.setattr(module, "has_bfloat16", lambda _: False)
+    report, again = healed(student, cache, tmp_path / "again", tmp_path / "scratch", **options)
+    assert report.losses == whole.losses
+    assert all((again[name] == weights[name]).all() for name in weights)
