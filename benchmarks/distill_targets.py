@@ -194,8 +194,9 @@ def new_student(directory: Path, seed: int) -> Path:
 def taught(student: Path, targets: Kept, loss: Loss, steps: int, seed: int) -> OpenModel:
     """The student after training."""
     params = DistillSection(
-        steps=steps, batch_tokens=STEP_TOKENS, learning_rate=RATE, trainable=("all",), seed=seed
-    )
+        steps=steps, batch_tokens=STEP_TOKENS, learning_rate=RATE, trainable=("all",), seed=seed,
+        precision="float32",
+    )  # fmt: skip
     with open_model(student) as opened:
         Trainer(opened, params, 256, loss=loss).train(targets, 0, steps, Silent())
         opened.model.requires_grad_(False)

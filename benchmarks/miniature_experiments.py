@@ -104,8 +104,9 @@ class Miniature:
     def healed(self, student: Path, part: str, steps: int) -> float:
         """KL of a checkpoint after ``steps`` of distillation."""
         params = DistillSection(
-            steps=steps, batch_tokens=STEP_TOKENS, learning_rate=RATES[part], trainable=(part,)
-        )
+            steps=steps, batch_tokens=STEP_TOKENS, learning_rate=RATES[part], trainable=(part,),
+            precision="float32",
+        )  # fmt: skip
         with tempfile.TemporaryDirectory(dir=self.work) as out:
             train(student, self.cache, params, Path(out), Silent())
             return self.kl(Path(out))

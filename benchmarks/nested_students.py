@@ -51,6 +51,7 @@ def main() -> None:
             params = DistillSection(
                 steps=options.steps, batch_tokens=options.batch_tokens,
                 learning_rate=options.learning_rate, trainable=tuple(options.trainable),
+                precision="float32",
             )  # fmt: skip
             nested = compare_healed(options.model, nested, cache, params, progress)
     for row in nested.prefixes:

@@ -141,4 +141,6 @@ def say(report: Any, out: Path, json: bool) -> None:
     if before is not None and after is not None:
         kl = f"held-out KL {before:.4f} to {after:.4f} nats per token"
     speed = f"{report.tokens_per_second:,.0f} tokens/s"
+    if report.working:
+        speed += f" in {report.working.precision}"
     print(f"{kl}, {report.steps} steps{early}, {speed}: {out}")
