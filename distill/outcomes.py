@@ -2,10 +2,11 @@
 
 A loss that looks at few tokens still has a gradient for every logit. With g the gradient of their
 log-probabilities, G its sum, and p the softmax, that of logit j is g_j - G p_j (g_j is 0 for tokens
-that are not looked at), as log p_j = x_j - log Σ exp x. Where all other tokens are one outcome more,
-of probability r and gradient h, it is (h / r - G - h) p_j for each of them, and g_j - (G + h) p_j
-for those that are looked at. Written down, this needs one matrix [T, V] beside the logits: p, which
-becomes the gradient. torch, which knows single operations, makes three and more.
+that are not looked at), as log p_j = x_j - log Σ exp x. Where all other tokens are one outcome
+more, of probability r and gradient h, it is (h / r - G - h) p_j for each of them, and
+g_j - (G + h) p_j for those that are looked at. Written down, this needs one matrix [T, V] beside
+the logits: p, which becomes the gradient. torch, which knows single operations, makes three and
+more.
 """
 
 from __future__ import annotations
