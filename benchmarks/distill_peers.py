@@ -6,8 +6,8 @@ TEACHER and STUDENT are checkpoints with one tokenizer, SEQUENCES the directory 
 "data". All ways train every weight of the student by forward KL on the same sequences of one length
 with AdamW in float32, as many tokens a step, each in a process and an order of its own. With
 ``--precision bfloat16`` all students multiply in it, and the peers' teacher is kept in it. The
-first step is not timed. edgekit reads a cache of sampled targets, made beforehand; the plain loop and TRL
-run the teacher in every step. What making the cache costs, once, is printed beside it, and
+first step is not timed. edgekit reads a cache of sampled targets, made beforehand; the plain loop
+and TRL run the teacher in every step. What making the cache costs, once, is printed beside it, and
 after how many passes over the text it is paid.
 Ratios are to edgekit in the same round: median and range. Memory is the peak of the resident set.
 
