@@ -6,7 +6,7 @@
 Random weights of the shapes of SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B and Qwen2.5-3B learn random
 draws on random text: nothing here is about quality. Five ways each: all weights with AdamW, with
 matrix products in float32 and in bfloat16; adapters of rank 16 beside attention and feed-forwards,
-in both; and in float32 with layers computed twice (``activation_checkpointing``). A way is a
+in both; and in bfloat16 with layers computed twice (``activation_checkpointing``). A way is a
 process of its own; its first step is not timed, and the others are what ``edgekit distill train``
 does, 512 tokens a step in sequences of 256: the median and the range. What edgekit's own estimate
 says does not fit is not run, and the estimate is shown. Memory is the peak of the resident set.
@@ -60,12 +60,13 @@ LENGTH, SEQUENCES, DRAWN = 256, 64, 12
 STEP_TOKENS = 512
 STEPS = 4  # the first of which is not timed
 ADAPTERS: dict[str, Any] = {"trainable": ("attention", "mlp"), "lora_rank": 16}
+EXACT, HALF = {"precision": "float32"}, {"precision": "bfloat16"}
 WAYS: dict[str, dict[str, Any]] = {
-    "all weights": {"trainable": ("all",)},
-    "all weights, bfloat16": {"trainable": ("all",), "precision": "bfloat16"},
-    "adapters": ADAPTERS,
-    "adapters, bfloat16": {**ADAPTERS, "precision": "bfloat16"},
-    "adapters, layers twice": {**ADAPTERS, "activation_checkpointing": True},
+    "all weights": {"trainable": ("all",), **EXACT},
+    "all weights, bfloat16": {"trainable": ("all",), **HALF},
+    "adapters": {**ADAPTERS, **EXACT},
+    "adapters, bfloat16": {**ADAPTERS, **HALF},
+    "adapters, bfloat16, layers twice": {**ADAPTERS, **HALF, "activation_checkpointing": True},
 }
 
 
