@@ -35,11 +35,12 @@ def training_curves(report: Mapping[str, Any]) -> str:
 def _losses(axes: Any, losses: Sequence[float]) -> None:
     steps = np.arange(1, len(losses) + 1)
     axes.plot(steps, losses, color=PALE, linewidth=0.8, label="step")
-    window = max(1, min(20, len(losses) // 5))
-    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axes.plot(steps[window - 1 :], smooth, color=ACCENT, label=f"mean of {window}")
+    window = min(20, len(losses) // 5)
+    if window > 1:
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :], smooth, color=ACCENT, label=f"mean of {window}")
+        axes.legend(frameon=False)
     axes.set_ylabel("loss, nats per token")
-    axes.legend(frameon=False)
 
 
 def _held_out(axes: Any, evaluations: Sequence[Mapping[str, Any]], written: int) -> None:
@@ -52,8 +53,9 @@ def _held_out(axes: Any, evaluations: Sequence[Mapping[str, Any]], written: int)
     axes.plot(steps, [s["all"]["value"] for s in first], color=INK, linewidth=1.8, label="all")
     axes.axvline(written, color=INK, linewidth=0.7, linestyle=":", label="what was written")
     axes.set_ylabel("held-out KL, nats per token")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=7)
+    highest = max(d["value"] for s in first for d in (s["all"], *s["domains"].values()))
+    axes.set_ylim(0, 1.5 * highest)  # room for the legend, above all curves
+    axes.legend(frameon=False, fontsize=7, loc="upper center", ncols=3)
 
 
 def _norms(axes: Any, norms: Sequence[float]) -> None:

@@ -129,7 +129,7 @@ def _shape(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
             sentences.append(
                 f"The warm-up took the median layer's error from {before:.2f} to {after:.2f}."
             )
-        sentences += made["notes"]
+        sentences += [f"{note[:1].upper()}{note[1:]}." for note in made["notes"]]
     for cut in ("depth", "width") if "slice" in records else ():
         report = records["slice"]["report"][cut]
         if report:

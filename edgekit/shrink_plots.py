@@ -104,7 +104,7 @@ def layers_at_work(influence: Sequence[float], entropy: Sequence[float]) -> str:
     axes[0].set_title("1 - cosine of a layer's input and output")
     axes[0].set_xlabel("layer")
     axes[1].bar(range(len(entropy)), entropy, color=INK)
-    axes[1].set_title("entropy of the router's shares, of its maximum")
+    axes[1].set_title("router's entropy, share of its maximum")
     axes[1].set_xlabel("sparse layer")
     axes[1].set_ylim(0, 1)
     return svg(figure)

@@ -99,6 +99,7 @@ def test_a_build_makes_trains_and_packs_it(tiny_mixtral, tmp_path, monkeypatch, 
     assert json.loads((dense / "warm-up.json").read_text())["seed"] == 0
     page = (run / "report.html").read_text()
     assert "<h2>Shape</h2>" in page and "The warm-up took the median layer" in page
+    assert "; train the model before it is used. Sliced from" in page
     assert f"to {len(found.layers)} layers" in page
     assert read_manifest(run / "pack").lineage.seeds["dense"] == 0
     capsys.readouterr()
