@@ -151,18 +151,20 @@ class OpenVINOEngine:
             try:
                 self._pipeline.generate(inputs, config, Streamer())
                 received.put(None)
-            except RuntimeError as error:  # what OpenVINO raises, handed to the caller's thread
+            except BaseException as error:  # whatever it is, the caller's thread waits for it
                 received.put(error)
 
         thread = threading.Thread(target=work, name="openvino-generate", daemon=True)
         thread.start()
         try:
             while (item := received.get()) is not None:
-                if isinstance(item, BaseException):
+                if isinstance(item, RuntimeError):  # what OpenVINO raises
                     raise MissingRuntimeError(
                         f"{self.device}: OpenVINO could not run the model ({last_line(item)}); "
                         "choose another device"
                     ) from item
+                if isinstance(item, BaseException):
+                    raise item
                 yield item
         finally:
             stopped.set()

@@ -160,3 +160,19 @@ def test_the_npu_pipeline_answers_as_the_cpu_does(variant):
     engine = OpenVINOEngine(directory, exact=True)
     sampling = Sampling(max_tokens=24, temperature=0, repetition_penalty=1.0, ignore_end=True)
     assert found == [e.token for e in engine.generate_tokens(ids[0].tolist(), sampling)]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(RuntimeError, MissingRuntimeError), (MemoryError, MemoryError)]
+)
+def test_whatever_fails_in_openvinos_thread_reaches_the_caller(variant, monkeypatch, error, told):
+    """Who waits for a token does not wait for ever."""
+
+    class Failing:
+        def generate(self, *_):
+            raise error("the device is full")
+
+    engine = load_engine(variant("mixtral"), "openvino-cpu")
+    monkeypatch.setattr(engine, "_pipeline", Failing())
+    with pytest.raises(told, match="the device is full"):
+        run(engine)
