@@ -440,6 +440,20 @@ def test_what_ends_a_connection_that_nobody_waits_for_reaches_standard_error(
     assert "RuntimeError: lost while it was idle" in capsys.readouterr().err
 
 
+def test_a_handshake_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it comes in a group, whose own words say nothing."""
+
+    @contextlib.asynccontextmanager
+    async def connection(_: McpServer) -> AsyncIterator[None]:
+        raise ExceptionGroup("unhandled errors", [ValueError("it greeted in HTTP")])
+        yield
+
+    monkeypatch.setattr(McpServer, "_connection", connection)
+    server = McpServer("notes", command(), {}, tmp_path, LIMITS)
+    with pytest.raises(MissingRuntimeError, match=r"notes .*\(ValueError: it greeted in HTTP\)"):
+        asyncio.run(server._start())
+
+
 def test_what_breaks_the_validator_is_told() -> None:
     said = schema_problem({"type": "object", "required": 7}, {"a": 1})
     assert "is not a JSON schema (TypeError: 'int' object is not iterable)" in said

@@ -156,7 +156,7 @@ class McpServer:
             ) from error
         except Exception as error:  # the connection went away in one of many ways
             await self.close()
-            raise self._ended(f"cannot be reached ({type(error).__name__})") from error
+            raise self._ended(f"cannot be reached ({_words(error)})") from error
 
     async def _connected(self) -> Client:
         async with self._starting:
@@ -202,7 +202,7 @@ class McpServer:
         except Exception as error:  # the handshake failed in one of many ways
             failure = error
             how = "ended before it was ready" if self._stop.is_set() else "is no MCP server"
-            why = f"{how} ({type(error).__name__})"
+            why = f"{how} ({_words(error)})"
         finally:
             self._client = None
             self._stop.set()
@@ -229,3 +229,10 @@ class McpServer:
         return MissingRuntimeError(
             f"the tool server {self.name} {what}{said}; check its command and its log"
         )
+
+
+def _words(error: BaseException) -> str:
+    """Kind and text of an error; of a group, which says nothing itself, of its first one."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return clean(f"{type(error).__name__}: {error}".removesuffix(": "), 300)
