@@ -65,13 +65,15 @@ def choose(
     best = Working(
         # where not one sequence seems to fit it was asked for all the same
         micro_batch_tokens=min(PREFERRED, max(largest, SMALLEST)),
-        precision="bfloat16" if params.precision == "bfloat16" else "float32",
+        precision=untried_precision(params, device, sharded=False),
         threads=torch.get_num_threads() if alone and device.type == "cpu" else 0,
     )
     best = best.model_copy(update={"tokens_per_second": speed(best)})
+    # it begins with what is taken without a trial, for there may be no time to try another
+    other = params.precision == "auto" and best.precision == "bfloat16"
     for updates in (
         _threads(best) if best.threads else [],
-        [{"precision": "bfloat16"}] if params.precision == "auto" and has_bfloat16(device) else [],
+        [{"precision": "float32"}] if other else [],
         _sizes(best, largest),
     ):
         for update in updates:
@@ -116,7 +118,7 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "xpu":
         return bool(torch.xpu.is_bf16_supported())
     if device.type != "cpu":
-        return False  # Apple's have it by emulation, or not
+        return False  # not known
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 

@@ -44,6 +44,10 @@ def test_a_trial_keeps_what_is_measurably_faster():
         assert max(working.micro_batch_tokens for working in asked) == 2048
         asked.clear()
         assert choose(section, device, True, 0, speed).micro_batch_tokens == 256  # asked for anyway
+        speeds[512, "float32", 4] = speeds[1024, "float32", 4] = 900.0
+        assert choose(section, device, True, 3000, speed).precision == "float32"
+        patch.setattr(module, "SECONDS", -1.0)  # no time: what would be taken without a trial
+        assert choose(section, device, True, 3000, speed).precision == "bfloat16"
         patch.setattr(module, "has_bfloat16", lambda _: False)
         assert choose(section, device, True, 3000, speed).precision == "float32"
 
