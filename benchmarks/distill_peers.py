@@ -68,15 +68,9 @@ def train_edgekit(work: Path, job: dict[str, Any]) -> list[float]:
 
 def train_plain(work: Path, job: dict[str, Any]) -> list[float]:
     """Both models in memory, the whole distribution of every position."""
-    from transformers import AutoModelForCausalLM
+    from peer_models import teacher_and_student
 
-    half = job["precision"] == "bfloat16"
-    teacher, student = (
-        AutoModelForCausalLM.from_pretrained(job[name], dtype=dtype, local_files_only=True)
-        for name, dtype in (
-            ("teacher", torch.bfloat16 if half else torch.float32), ("student", torch.float32)
-        )
-    )  # fmt: skip
+    teacher, student = teacher_and_student(job)
     teacher.requires_grad_(False)
     student.train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=0.0)
@@ -88,7 +82,7 @@ def train_plain(work: Path, job: dict[str, Any]) -> list[float]:
         for part in rows.split(micro):
             with torch.no_grad():
                 taught = teacher(input_ids=part, use_cache=False).logits
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with torch.autocast("cpu", torch.bfloat16, enabled=job["precision"] == "bfloat16"):
                 learned = student(input_ids=part, use_cache=False).logits
             taught, learned = (t.float().log_softmax(-1) for t in (taught, learned))
             loss = torch.nn.functional.kl_div(learned, taught, log_target=True, reduction="sum")

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from peer_models import teacher_and_student
 from reap_peer import memory
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 
@@ -51,19 +52,14 @@ def main():
     work = parser.parse_args().work
     job = json.loads((work / "job.json").read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
-    half = job["precision"] == "bfloat16"
-    teacher, student = (
-        AutoModelForCausalLM.from_pretrained(job[name], dtype=dtype, local_files_only=True)
-        for name, dtype in (
-            ("teacher", torch.bfloat16 if half else torch.float32), ("student", torch.float32)
-        )
-    )  # fmt: skip
+    teacher, student = teacher_and_student(job)
     ids = np.load(work / "ids.npy")
     clock = Clock()
     options = GKDConfig(
         output_dir=str(work / "trl"), max_steps=job["steps"], learning_rate=1e-4, lmbda=0.0,
         beta=0.0, temperature=1.0, per_device_train_batch_size=job["micro"],
-        gradient_accumulation_steps=job["batch"] // job["micro"], use_cpu=True, bf16=half,
+        gradient_accumulation_steps=job["batch"] // job["micro"], use_cpu=True,
+        bf16=job["precision"] == "bfloat16",
         gradient_checkpointing=False, report_to=[], save_strategy="no", logging_steps=1000,
         disable_tqdm=True, max_length=None, weight_decay=0.0,
     )  # fmt: skip
